@@ -1,0 +1,172 @@
+"""What the released OpenMMLab stack needs on current torch.
+
+Importing this module applies the entries below, once. Each says which release
+needs it and when it can go.
+"""
+
+import importlib.machinery
+import importlib.util
+import os
+import pickle
+import re
+import struct
+import sys
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+_INSTALL = "pip install 'mmseg_segmenter[lite]'"
+
+
+def check_installation() -> None:
+    """Say in one sentence what to install, instead of a chain of tracebacks.
+
+    Raises:
+        ImportError: mmcv is missing, outside mmsegmentation's range, or
+            setuptools no longer has pkg_resources.
+    """
+    if importlib.util.find_spec('mmcv') is None:
+        raise ImportError(f'mmcv is not installed: run {_INSTALL} (or [full] to compile its CUDA operators)')
+    # mmengine 0.10 imports pkg_resources for `_base_ = 'mmseg::...'`; setuptools 82 removed it. Can go with an
+    # mmengine that uses importlib.metadata.
+    if importlib.util.find_spec('pkg_resources') is None:
+        raise ImportError("mmengine needs pkg_resources, which setuptools 82 removed: run pip install 'setuptools<82'")
+
+
+class _MissingOps(types.ModuleType):
+    """Stands in for ``mmcv._ext``: any operator exists, calling one raises."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith('__'):
+            raise AttributeError(name)
+
+        def missing(*_: Any, **__: Any) -> Any:
+            raise ImportError(
+                f'mmcv operator {name!r} needs the compiled mmcv, but mmcv-lite is installed: '
+                "pip uninstall mmcv-lite, then pip install 'mmseg_segmenter[full]'"
+            )
+
+        return missing
+
+
+def provide_ops_placeholder() -> None:
+    """Let ``mmseg`` import with ``mmcv-lite``.
+
+    mmseg 1.2.2 imports ``mmcv.ops`` (point sampling, focal loss, ...) with its
+    models, and that loads the compiled ``mmcv._ext``, which mmcv-lite does not
+    have and Segmenter does not need. With a compiled mmcv nothing is touched.
+    Can go when mmseg imports its operators where it uses them.
+    """
+    if 'mmcv._ext' in sys.modules or importlib.util.find_spec('mmcv._ext') is not None:
+        return
+    placeholder = _MissingOps('mmcv._ext')
+    # Without a loader mmcv.utils.check_ops_exist() still answers False.
+    placeholder.__spec__ = importlib.machinery.ModuleSpec('mmcv._ext', loader=None)
+    sys.modules['mmcv._ext'] = placeholder
+
+
+def import_mmseg() -> None:
+    """Import mmseg, whose own range check decides about mmcv and mmengine."""
+    with warnings.catch_warnings():
+        # mmcv-lite tells every user that it lacks an operator; setuptools < 82 that pkg_resources is going.
+        warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
+        warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+        try:
+            import mmseg
+        except AssertionError as error:
+            raise ImportError(f'{error} To get the versions that work together: run {_INSTALL}') from None
+        import mmseg.models  # noqa: F401
+
+
+def _statistic(cls: type, name: str) -> Any:
+    """Stands in for ``getattr`` while unpickling: a statistic of HistoryBuffer.
+
+    That is the one thing mmengine's checkpoints ask ``getattr`` for.
+    """
+    from mmengine.logging import HistoryBuffer
+
+    if cls is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
+        raise pickle.UnpicklingError(f'Unsupported global: getattr({cls!r}, {name!r})')
+    return getattr(HistoryBuffer, name)
+
+
+def _checkpoint_globals() -> list[Any]:
+    """What a checkpoint of mmengine's Runner holds besides plain values.
+
+    Log histories, the numpy arrays in them and numpy scalars; nothing else.
+    """
+    from mmengine.logging import HistoryBuffer
+
+    # numpy 2 renamed the module; a file carries the name of the numpy that wrote it
+    core = getattr(np, '_core', None) or np.core
+    rebuild = [core.multiarray._reconstruct, core.multiarray.scalar]
+    numpy_types = {type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.bool_)}
+    return [
+        HistoryBuffer,
+        (_statistic, 'builtins.getattr'),
+        *((f, f'numpy.{name}.multiarray.{f.__name__}') for f in rebuild for name in ('core', '_core')),
+        np.ndarray,
+        np.dtype,
+        *numpy_types,
+    ]
+
+
+def load_checkpoint_file(filename: str, map_location: Any = None) -> Any:
+    """Read a checkpoint without executing anything in it.
+
+    Replaces mmengine's reader of local files: torch >= 2.6 refuses mmengine's
+    own checkpoints unless ``HistoryBuffer`` is allowed, older torch would run
+    any code in the file. Can go when mmengine registers its classes.
+
+    Args:
+        filename: path of a file written by ``torch.save``.
+        map_location: as ``torch.load``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint, damaged, or it asks for a class that is
+            neither torch's nor on the list.
+    """
+    filename = os.path.expanduser(filename)
+    if not os.path.isfile(filename):
+        raise FileNotFoundError(f'checkpoint {filename} not found (working directory: {os.getcwd()})')
+    try:
+        return torch.load(filename, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        refused = re.search(
+            r'unsupported (global|class)[^\n]*?(?=( was not an allowed|\. Please use|\n|$))', str(error), re.I
+        )
+        if refused:
+            raise ValueError(
+                f'{filename}: refused, it holds more than tensors and plain values ({refused[0]}). If you trust the '
+                'file, save it again with tensors only, or allow the class with torch.serialization.add_safe_globals'
+            ) from None
+        reason = str(error).rpartition('WeightsUnpickler error:')[2].strip()
+        raise ValueError(_damaged(filename, reason)) from None
+    except (EOFError, RuntimeError, LookupError, ValueError, struct.error) as error:
+        raise ValueError(_damaged(filename, str(error) or type(error).__name__)) from None
+
+
+def _damaged(filename: str, reason: str) -> str:
+    return (
+        f'{filename} ({os.path.getsize(filename):,} bytes) is not a readable checkpoint, expected a file written by '
+        f'torch.save; it may be incomplete ({(reason.splitlines() or ["cut short"])[0]})'
+    )
+
+
+def allow_mmengine_checkpoints() -> None:
+    """Make mmengine load its own checkpoints under ``weights_only=True``."""
+    from mmengine.runner.checkpoint import CheckpointLoader
+
+    torch.serialization.add_safe_globals(_checkpoint_globals())
+    CheckpointLoader.register_scheme(prefixes='', loader=load_checkpoint_file, force=True)
+
+
+check_installation()
+provide_ops_placeholder()
+import_mmseg()
+allow_mmengine_checkpoints()
