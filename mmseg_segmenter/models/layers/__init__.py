@@ -1,0 +1,14 @@
+from .attention import PackedSelfAttention, SelfAttention
+from .block import FeedForward, TransformerBlock, drop_path_rates, init_transformer_weights
+from .position import resize_pos_embed, square_grid
+
+__all__ = [
+    'FeedForward',
+    'PackedSelfAttention',
+    'SelfAttention',
+    'TransformerBlock',
+    'drop_path_rates',
+    'init_transformer_weights',
+    'resize_pos_embed',
+    'square_grid',
+]
