@@ -1,0 +1,3 @@
+from .vit import SegmenterViT
+
+__all__ = ['SegmenterViT']

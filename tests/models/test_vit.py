@@ -1,0 +1,292 @@
+import io
+import logging
+from collections import OrderedDict
+
+import pytest
+import torch
+from mmseg.models.backbones.vit import VisionTransformer
+from torch.testing import assert_close
+
+from mmseg_segmenter import SegmenterViT
+
+TINY = dict(img_size=64, patch_size=16, embed_dims=24, num_layers=3, num_heads=3)
+
+
+def pair(**kwargs):
+    """Our ViT and mmseg's with the same arguments and random weights."""
+    ours, theirs = SegmenterViT(**TINY, **kwargs), VisionTransformer(**TINY, **{'patch_bias': True, **kwargs})
+    for param in theirs.parameters():
+        torch.nn.init.normal_(param, std=0.3)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    theirs.eval()  # mmseg's train() returns None
+    return ours.double().eval(), theirs.double()
+
+
+def flatten(outputs):
+    return [t for out in outputs for t in (out if isinstance(out, list) else [out])]
+
+
+@pytest.mark.parametrize('size', [(64, 64), (80, 112), (72, 100), (32, 48)])
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(final_norm=True),
+        dict(out_indices=(0, 1, 2), norm_cfg=dict(type='LN', eps=1e-6)),
+        dict(out_indices=[0, 2], final_norm=True, output_cls_token=True, interpolate_mode='bilinear'),
+        dict(with_cls_token=False, qkv_bias=False, num_fcs=3, mlp_ratio=2),
+        dict(out_origin=True, pre_norm=True, patch_norm=True, act_cfg=dict(type='ReLU')),
+    ],
+)
+def test_forward_and_gradients_equal_mmseg(size, kwargs):
+    ours, theirs = pair(**kwargs)
+    image = torch.randn(2, 3, *size, dtype=torch.float64)
+    outputs = [flatten(model(image)) for model in (ours, theirs)]
+    for one, other in zip(*outputs, strict=True):
+        assert one.shape == other.shape and one.is_contiguous() == other.is_contiguous()
+        assert_close(one, other, atol=1e-10, rtol=0)
+    for outs in outputs:
+        sum(
+            (out * torch.linspace(-1, 1, out.shape[1]).view(-1, *[1] * (out.ndim - 2))).sum() for out in outs
+        ).backward()
+    reference = dict(theirs.named_parameters())
+    for name, param in ours.named_parameters():
+        assert_close(param.grad, reference[name].grad, atol=1e-9, rtol=1e-9, msg=lambda m, name=name: f'{name}: {m}')
+
+
+def test_float32_forward_and_gradients_equal_mmseg():
+    ours, theirs = pair(final_norm=True)
+    ours.init_weights()
+    theirs.load_state_dict(ours.state_dict())
+    ours.float()
+    theirs.float()
+    image = torch.randn(2, 3, 80, 96)
+    (one,), (other,) = ours(image), theirs(image)
+    assert_close(one, other, atol=1e-5, rtol=0)
+    one.square().mean().backward()
+    other.square().mean().backward()
+    reference = dict(theirs.named_parameters())
+    for name, param in ours.named_parameters():
+        assert_close(param.grad, reference[name].grad, atol=1e-5, rtol=0)
+
+
+def test_negative_out_indices_count_from_the_end():
+    model = SegmenterViT(**TINY, out_indices=(-3, -1))
+    assert model.out_indices == [0, 2]
+
+
+def test_image_of_any_size_is_padded_at_the_corner():
+    model = SegmenterViT(**TINY).eval()
+    model.init_weights()
+    image = torch.randn(1, 3, 50, 33)
+    padded = torch.zeros(1, 3, 64, 48)
+    padded[..., :50, :33] = image
+    assert model(image)[0].shape == (1, 24, 4, 3)
+    assert torch.equal(model(image)[0], model(padded)[0])
+
+
+def test_equal_counts_on_another_grid_are_resized():
+    model = SegmenterViT(**TINY).eval()
+    model.init_weights()
+    wide = model(torch.zeros(1, 3, 32, 128))[0]
+    square = model(torch.zeros(1, 3, 64, 64))[0]
+    assert not torch.allclose(wide.flatten(2), square.flatten(2), atol=1e-4)
+
+
+def test_dist_token():
+    model = SegmenterViT(**TINY, with_dist_token=True, final_norm=True, output_cls_token=True)
+    assert model.dist_token.shape == (1, 1, 24) and model.pos_embed.shape == (1, 18, 24)
+    model.init_weights()
+    feature_map, cls_token = model(torch.randn(2, 3, 80, 64))[0]
+    assert feature_map.shape == (2, 24, 5, 4) and cls_token.shape == (2, 24)
+    keys = set(model.state_dict()) - set(SegmenterViT(**TINY, final_norm=True).state_dict())
+    assert keys == {'dist_token'}
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(img_size=100), r'img_size=\(100, 100\) is not a multiple of patch_size=16'),
+        (dict(img_size=(64, 70)), r'\(64, 70\) is not a multiple'),
+        (dict(img_size=(64, 64, 64)), 'expected one or two numbers'),
+        (dict(out_indices=3), 'out_indices=3 with num_layers=3'),
+        (dict(output_cls_token=True, with_cls_token=False), 'need with_cls_token=True'),
+        (dict(pretrained='a.pth', init_cfg=dict(type='Pretrained', checkpoint='b.pth')), 'not both'),
+    ],
+)
+def test_wrong_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        SegmenterViT(**{**TINY, **kwargs})
+
+
+def test_unknown_argument_is_a_type_error():
+    with pytest.raises(TypeError, match='patch_sise'):
+        SegmenterViT(patch_sise=16)
+
+
+def test_official_initialisation():
+    model = SegmenterViT(img_size=64, patch_size=8, embed_dims=128, num_layers=1, num_heads=2, with_dist_token=True)
+    conv = model.patch_embed.projection.weight.clone()
+    model.init_weights()
+    for param in (model.pos_embed, model.cls_token, model.dist_token, model.layers[0].attn.attn.in_proj_weight):
+        assert param.std().item() == pytest.approx(0.02, rel=0.2)
+    assert torch.equal(conv, model.patch_embed.projection.weight)  # torch's default, as official
+
+
+def test_frozen_exclude_and_norm_eval():
+    model = SegmenterViT(**TINY, frozen_exclude=['pos_embed'])
+    assert [n for n, p in model.named_parameters() if p.requires_grad] == ['pos_embed']
+    assert SegmenterViT(**TINY, norm_eval=True).train() is not None
+
+
+# Checkpoints
+
+
+def test_checkpoint_without_patch_bias_loads_as_zero():
+    theirs = VisionTransformer(**TINY)
+    theirs.init_weights()
+    ours = SegmenterViT(**TINY)
+    torch.nn.init.ones_(ours.patch_embed.projection.bias)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    assert not ours.patch_embed.projection.bias.any()
+    ours.eval()
+    theirs.eval()
+    assert_close(ours(torch.ones(1, 3, 64, 64)), theirs(torch.ones(1, 3, 64, 64)))
+
+
+def test_pos_embed_is_resized_by_every_loader():
+    small, large = SegmenterViT(**TINY), SegmenterViT(**{**TINY, 'img_size': (96, 80)})
+    small.init_weights()
+    large.load_state_dict(small.state_dict(), strict=True)
+    assert large.pos_embed.shape == (1, 31, 24)
+    assert torch.equal(large.pos_embed[:, 0], small.pos_embed[:, 0])
+
+
+def test_grid_survives_saving_so_equal_counts_are_not_confused():
+    wide, square = SegmenterViT(**{**TINY, 'img_size': (32, 128)}), SegmenterViT(**TINY)
+    wide.init_weights()
+    file = io.BytesIO()
+    torch.save(wide.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    again = SegmenterViT(**{**TINY, 'img_size': (32, 128)})
+    again.load_state_dict(state)
+    assert torch.equal(again.pos_embed, wide.pos_embed)
+    square.load_state_dict(state)
+    assert not torch.equal(square.pos_embed, wide.pos_embed)
+
+
+def test_pretrained_on_squares_is_resized_to_an_equal_count(tmp_path):
+    square = SegmenterViT(**TINY)
+    square.init_weights()
+    torch.save(OrderedDict(square.state_dict().items()), tmp_path / 'vit.pth')
+    wide = SegmenterViT(**{**TINY, 'img_size': (32, 128)}, pretrained=str(tmp_path / 'vit.pth'))
+    wide.init_weights()
+    assert torch.equal(wide.pos_embed[:, :1], square.pos_embed[:, :1])
+    assert not torch.equal(wide.pos_embed, square.pos_embed)
+
+
+def test_pos_embed_of_no_known_grid():
+    state = SegmenterViT(**TINY).state_dict()
+    del state._metadata
+    state['pos_embed'] = torch.zeros(1, 1 + 15, 24)
+    with pytest.raises(ValueError, match='pos_embed has 15 patch rows: neither the 4x4 grid'):
+        SegmenterViT(**TINY).load_state_dict(state)
+
+
+@pytest.mark.parametrize(('ours', 'theirs', 'message'), [(True, False, 'has no dist_token'), (False, True, 'has a')])
+def test_dist_token_mismatch(ours, theirs, message):
+    state = SegmenterViT(**TINY, with_dist_token=theirs).state_dict()
+    with pytest.raises(ValueError, match=f'{message}.*set with_dist_token={theirs}'):
+        SegmenterViT(**TINY, with_dist_token=ours).load_state_dict(state)
+
+
+@pytest.mark.parametrize('prefix', ['', 'backbone.'])
+@pytest.mark.parametrize('wrapped', [True, False])
+def test_pretrained(tmp_path, prefix, wrapped):
+    source = SegmenterViT(**TINY)
+    source.init_weights()
+    state = {prefix + k: v for k, v in source.state_dict().items()}
+    torch.save(dict(state_dict=state, meta={}) if wrapped else state, tmp_path / 'vit.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'vit.pth'), prefix=prefix or None)
+    model = SegmenterViT(**TINY, init_cfg=init_cfg)
+    model.init_weights()
+    for key, value in source.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value), key
+
+
+def test_pretrained_reports_missing_and_unexpected_keys(tmp_path, capture_log):
+    state = SegmenterViT(**TINY).state_dict()
+    del state['layers.1.ln2.weight']
+    state['head.weight'] = torch.zeros(10, 24)
+    torch.save(state, tmp_path / 'vit.pth')
+    SegmenterViT(**TINY, pretrained=str(tmp_path / 'vit.pth')).init_weights()
+    warnings = [r.getMessage() for r in capture_log if r.levelno == logging.WARNING]
+    assert any('layers.1.ln2.weight' in w and 'not in the checkpoint' in w for w in warnings)
+    assert any('head.weight' in w and 'not used' in w for w in warnings)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda s: {'blocks.0.norm1.weight': torch.zeros(2)}, 'Convert it'),
+        (lambda s: {f'backbone.{k}': v for k, v in s.items()}, r"add prefix='backbone\.'"),
+        (lambda s: {**s, 'cls_token': torch.zeros(1, 1, 48)}, r'vit.pth does not fit.*cls_token'),
+    ],
+)
+def test_pretrained_of_another_model(tmp_path, change, message):
+    torch.save(change(dict(SegmenterViT(**TINY).state_dict())), tmp_path / 'vit.pth')
+    model = SegmenterViT(**TINY, pretrained=str(tmp_path / 'vit.pth'))
+    with pytest.raises(ValueError, match=f'(?s){message}'):
+        model.init_weights()
+
+
+def test_pretrained_file_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'no\.pth not found'):
+        SegmenterViT(**TINY, pretrained=str(tmp_path / 'no.pth')).init_weights()
+
+
+# Other ways to run it
+
+
+def test_autocast():
+    model = SegmenterViT(**TINY, final_norm=True).eval()
+    model.init_weights()
+    image = torch.randn(1, 3, 80, 64)
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        low = model(image)[0]
+    with torch.no_grad():
+        assert_close(low.float(), model(image)[0], atol=0.1, rtol=0.1)
+
+
+def test_compile():
+    model = SegmenterViT(**TINY, out_indices=(0, 2), final_norm=True).eval()
+    model.init_weights()
+    compiled = torch.compile(model, backend='aot_eager', fullgraph=True)
+    with torch.no_grad():
+        for size in ((64, 64), (80, 100)):
+            image = torch.randn(1, 3, *size)
+            for one, other in zip(compiled(image), model(image), strict=True):
+                assert_close(one, other, atol=1e-5, rtol=0)
+
+
+def test_export_with_dynamic_batch_and_size():
+    model = SegmenterViT(**TINY, final_norm=True).eval()
+    model.init_weights()
+    h, w = torch.export.Dim('h', min=2, max=64), torch.export.Dim('w', min=2, max=64)
+    batch = torch.export.Dim('batch', min=1, max=64)
+    program = torch.export.export(
+        model, (torch.randn(2, 3, 80, 96),), dynamic_shapes=({0: batch, 2: 16 * h, 3: 16 * w},), strict=False
+    ).module()
+    for shape in ((1, 3, 96, 48), (3, 3, 64, 64)):
+        image = torch.randn(*shape)
+        assert_close(program(image)[0], model(image)[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.gpu
+def test_gpu_equals_cpu():
+    model = SegmenterViT(**TINY, final_norm=True).eval()
+    model.init_weights()
+    image = torch.randn(2, 3, 80, 96)
+    with torch.no_grad():
+        expected = model(image)[0]
+        assert_close(model.cuda()(image.cuda())[0].cpu(), expected, atol=1e-3, rtol=1e-3)
