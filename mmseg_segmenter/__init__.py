@@ -1,0 +1,11 @@
+"""Segmenter (ICCV 2021) for MMSegmentation.
+
+Importing the package registers its classes with mmseg, which is all that
+``custom_imports = dict(imports=['mmseg_segmenter'])`` in a config does.
+"""
+
+from . import compat  # noqa: F401  first: mmseg does not import without it
+from .models import LinearHead, Segmenter, SegmenterMaskTransformerHead, SegmenterViT
+
+__version__ = '0.1.0'
+__all__ = ['LinearHead', 'Segmenter', 'SegmenterMaskTransformerHead', 'SegmenterViT', '__version__']
