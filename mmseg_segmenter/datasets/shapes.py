@@ -1,0 +1,201 @@
+"""A small generated dataset, for trying the whole path without a download.
+
+Scenes of overlapping shapes on a textured ground, in ADE20K's folder layout
+and label convention: 0 is "no class" (here the outlines of the shapes), so
+``reduce_zero_label=True`` must be set, and class k is stored as k + 1.
+
+No class can be told by its colour: every fill is light or dark in any hue, the
+ground in between. Some classes are outlines with a plain fill, others are
+textures that appear on several outlines.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+Mask = np.ndarray  # (H, W) bool
+Image = np.ndarray  # (H, W, 3) uint8, BGR
+
+
+def _polygon(angles: np.ndarray, radii: np.ndarray | float) -> np.ndarray:
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.reshape(radii, (-1, 1))
+
+
+def _regular(corners: int) -> np.ndarray:
+    return _polygon(np.arange(corners) * 2 * np.pi / corners, 1.0)
+
+
+def _star() -> np.ndarray:
+    return _polygon(np.arange(10) * np.pi / 5, np.tile([1.0, 0.4], 5))
+
+
+def _cross() -> np.ndarray:
+    a, b = 0.32, 0.95
+    return np.array(
+        [[a, b], [a, a], [b, a], [b, -a], [a, -a], [a, -b], [-a, -b], [-a, -a], [-b, -a], [-b, a], [-a, a], [-a, b]]
+    )
+
+
+# Contours in a circle of radius 1; a second one cuts a hole.
+_OUTLINES = {
+    'disc': [_regular(48)],
+    'ring': [_regular(48), 0.55 * _regular(48)],
+    'square': [_regular(4)],
+    'triangle': [_regular(3)],
+    'star': [_star()],
+    'cross': [_cross()],
+}
+
+
+def _plain(u: np.ndarray, v: np.ndarray, period: float) -> np.ndarray:
+    return np.zeros(u.shape, bool)
+
+
+def _striped(u: np.ndarray, v: np.ndarray, period: float) -> np.ndarray:
+    return (u / period) % 1 < 0.5
+
+
+def _checkered(u: np.ndarray, v: np.ndarray, period: float) -> np.ndarray:
+    return _striped(u, v, period) ^ _striped(v, u, period)
+
+
+def _dotted(u: np.ndarray, v: np.ndarray, period: float) -> np.ndarray:
+    return np.hypot((u / period) % 1 - 0.5, (v / period) % 1 - 0.5) < 0.3
+
+
+@dataclass(frozen=True)
+class ShapeClass:
+    """A class of the dataset: which outlines it has, and which fill."""
+
+    name: str
+    outlines: tuple[str, ...] = ()
+    pattern: Callable[[np.ndarray, np.ndarray, float], np.ndarray] = _plain
+    colour: tuple[int, int, int] = (0, 0, 0)  # RGB, for pictures of label maps
+
+
+ALL_CLASSES = (
+    ShapeClass('ground', colour=(90, 90, 90)),
+    ShapeClass('disc', ('disc',), colour=(230, 25, 75)),
+    ShapeClass('striped', ('disc', 'square', 'triangle'), _striped, (255, 225, 25)),
+    ShapeClass('ring', ('ring',), colour=(0, 130, 200)),
+    ShapeClass('checkered', ('disc', 'square', 'triangle'), _checkered, (245, 130, 48)),
+    ShapeClass('triangle', ('triangle',), colour=(60, 180, 75)),
+    ShapeClass('dotted', ('disc', 'square', 'triangle'), _dotted, (70, 240, 240)),
+    ShapeClass('square', ('square',), colour=(145, 30, 180)),
+    ShapeClass('star', ('star',), colour=(240, 50, 230)),
+    ShapeClass('cross', ('cross',), colour=(170, 255, 195)),
+)
+
+
+def draw_scene(rng: np.random.Generator, height: int, width: int, num_classes: int) -> tuple[Image, np.ndarray]:
+    """Draw one labelled scene.
+
+    Args:
+        rng: source of everything random.
+        height: pixels.
+        width: pixels.
+        num_classes: how many of :data:`ALL_CLASSES` to use, ground included.
+
+    Returns:
+        (H, W, 3) uint8 BGR image, and (H, W) uint8 labels: 0 no class, k + 1
+        for class k.
+    """
+    image = _ground(rng, height, width)
+    labels = np.ones((height, width), np.uint8)
+    for _ in range(rng.integers(3, 8)):
+        index = int(rng.integers(1, num_classes))
+        mask, u, v, radius = _place(rng, ALL_CLASSES[index], height, width)
+        fills = [_colour(rng, 165, 245), _colour(rng, 10, 90)]
+        first, second = fills if rng.random() < 0.5 else reversed(fills)
+        pattern = ALL_CLASSES[index].pattern(u, v, radius * rng.uniform(0.3, 0.42))
+        image[mask] = np.where(pattern[..., None], second, first)[mask]
+        labels[mask] = index + 1
+        # The outline is nobody's: ADE20K's 0, which training and evaluation must ignore.
+        edge = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0
+        labels[edge] = 0
+    left, right = rng.uniform(0.85, 1.15, 2).tolist()
+    shade = np.linspace(left, right, width)[None, :, None]
+    noisy = cv2.GaussianBlur(image, (3, 3), 0.6) * shade + rng.normal(0, 6, image.shape)
+    return noisy.clip(0, 255).astype(np.uint8), labels
+
+
+def _ground(rng: np.random.Generator, height: int, width: int) -> Image:
+    """Blotches between two colours at three scales."""
+    field = np.zeros((height, width), np.float32)
+    for cells in (3, 6, 12):
+        coarse = rng.random((cells, cells), dtype=np.float32)
+        field += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC) / cells
+    field = (field - field.min()) / (np.ptp(field) + 1e-6)
+    low, high = _colour(rng, 95, 125), _colour(rng, 125, 155)
+    return (low + (high - low) * field[..., None]).astype(np.uint8)
+
+
+def _colour(rng: np.random.Generator, darkest: float, lightest: float) -> np.ndarray:
+    """A random hue around a random grey between two levels."""
+    return (rng.uniform(darkest, lightest) + rng.uniform(-45, 45, 3)).clip(0, 255)
+
+
+def _place(
+    rng: np.random.Generator, shape: ShapeClass, height: int, width: int
+) -> tuple[Mask, np.ndarray, np.ndarray, float]:
+    """Put an outline somewhere; its mask, turned coordinates and radius."""
+    radius = rng.uniform(0.18, 0.32) * min(height, width)
+    cx, cy = rng.uniform(0, width), rng.uniform(0, height)
+    turn = rng.uniform(0, 2 * np.pi)
+    rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    contours = [c @ rotation * radius + (cx, cy) for c in _OUTLINES[str(rng.choice(shape.outlines))]]
+    mask = np.zeros((height, width), np.uint8)
+    cv2.fillPoly(mask, [np.round(c).astype(np.int32) for c in contours], 1)
+    dx, dy = np.meshgrid(np.arange(width) - cx, np.arange(height) - cy)
+    u, v = np.cos(turn) * dx + np.sin(turn) * dy, -np.sin(turn) * dx + np.cos(turn) * dy
+    return mask > 0, u, v, radius
+
+
+def make_shapes(
+    out_dir: str, num_images: int = 400, size: tuple[int, int] = (96, 128), num_classes: int = 5, seed: int = 0
+) -> Iterator[str]:
+    """Write the dataset; yields the path of each image after writing it.
+
+    ``images/{training,validation}/*.jpg`` and ``annotations/{training,
+    validation}/*.png``; one image in five is for validation. The same
+    arguments give the same scenes.
+
+    Args:
+        out_dir: folder to create; it may exist if it holds no ``images``.
+        num_images: images in all, at least 5.
+        size: (height, width) in pixels, at least 32 each.
+        num_classes: 2 to ``len(ALL_CLASSES)``, ground included.
+        seed: of the random generator.
+
+    Raises:
+        ValueError: an argument is out of range.
+        FileExistsError: ``out_dir`` has an ``images`` or ``annotations`` folder.
+    """
+    if num_images < 5:
+        raise ValueError(f'num_images={num_images}; expected at least 5, of which one is for validation')
+    if min(size) < 32:
+        raise ValueError(f'size={size[0]}x{size[1]}; expected at least 32x32 pixels')
+    if not 2 <= num_classes <= len(ALL_CLASSES):
+        raise ValueError(f'num_classes={num_classes}; expected 2 to {len(ALL_CLASSES)}')
+    for kind in ('images', 'annotations'):
+        if os.path.exists(os.path.join(out_dir, kind)):
+            raise FileExistsError(f'{os.path.join(out_dir, kind)} exists; remove it or choose another folder')
+    for kind in ('images', 'annotations'):
+        for split in ('training', 'validation'):
+            os.makedirs(os.path.join(out_dir, kind, split))
+    for i in range(num_images):
+        # One generator per image: image i does not depend on how many there are.
+        image, labels = draw_scene(np.random.default_rng((seed, i)), *size, num_classes)
+        split, name = ('validation' if i % 5 == 4 else 'training'), f'scene_{i:05d}'
+        path = os.path.join(out_dir, 'images', split, f'{name}.jpg')
+        _write(path, image, [cv2.IMWRITE_JPEG_QUALITY, 92])
+        _write(os.path.join(out_dir, 'annotations', split, f'{name}.png'), labels, [])
+        yield path
+
+
+def _write(path: str, image: np.ndarray, params: list[int]) -> None:
+    if not cv2.imwrite(path, image, params):
+        raise OSError(f'could not write {path}: is the disk full?')
