@@ -1,0 +1,155 @@
+"""From command-line options to an mmengine Config ready for the Runner."""
+
+import inspect
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.fileio import list_dir_or_file
+from mmseg.registry import DATASETS
+from mmseg.utils import register_all_modules
+
+
+def load_config(
+    path: str, work_dir: str | None = None, cfg_options: dict[str, Any] | None = None, launcher: str = 'none'
+) -> Config:
+    """Read a config and settle where its logs and checkpoints go.
+
+    Args:
+        path: config file.
+        work_dir: default ``work_dir`` of the config, else ``work_dirs/<name>``.
+        cfg_options: ``key.sub=value`` overrides.
+        launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+
+    Raises:
+        FileNotFoundError: no such config.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'config {path} not found (working directory: {os.getcwd()})')
+    cfg = Config.fromfile(path)
+    cfg.launcher = launcher
+    if cfg_options:
+        cfg.merge_from_dict(cfg_options)
+    name = os.path.splitext(os.path.basename(path))[0]
+    cfg.work_dir = work_dir or cfg.get('work_dir') or os.path.join('work_dirs', name)
+    register_all_modules(init_default_scope=True)
+    return cfg
+
+
+def find_checkpoint(path: str) -> str:
+    """Fail on a mistyped checkpoint at once, not after the model is built.
+
+    Raises:
+        FileNotFoundError: a local path that does not exist.
+    """
+    if '://' not in path and not os.path.isfile(path):
+        raise FileNotFoundError(f'checkpoint {path} not found (working directory: {os.getcwd()})')
+    return path
+
+
+def check_datasets(cfg: Config, loaders: tuple[str, ...]) -> None:
+    """Find missing or empty dataset folders before anything is built.
+
+    Left to itself a missing folder surfaces inside a registry call, and an
+    empty one as "need at least one array to concatenate".
+
+    Args:
+        cfg: whole config.
+        loaders: keys to look at, such as ``('train_dataloader',)``.
+
+    Raises:
+        FileNotFoundError: names the loader, the folder and what to change.
+        ValueError: the image folder has no file with the expected suffix.
+    """
+    for loader in loaders:
+        for dataset in _datasets(cfg.get(loader, {}).get('dataset')):
+            root, prefix = dataset.get('data_root') or '', dataset.get('data_prefix') or {}
+            for kind, path in prefix.items():
+                folder = os.path.join(root, path)
+                if '://' in folder:
+                    continue
+                if not os.path.isdir(folder):
+                    raise FileNotFoundError(
+                        f'{loader}: dataset folder {folder} not found (working directory: {os.getcwd()}); put or link '
+                        f'the dataset there, or set {loader}.dataset.data_root'
+                    )
+                suffix = _image_suffix(dataset)
+                files = list_dir_or_file(folder, list_dir=False, suffix=suffix, recursive=True)
+                if kind == 'img_path' and suffix and next(iter(files), None) is None:
+                    raise ValueError(f'{loader}: no image *{suffix} in {folder}; set {loader}.dataset.img_suffix')
+
+
+def _datasets(dataset: Any) -> Iterator[Any]:
+    """The datasets in a config, looking into wrappers such as ConcatDataset."""
+    if not dataset:
+        return
+    wrapped = dataset.get('datasets') or dataset.get('dataset')
+    if not wrapped:
+        yield dataset
+    for one in wrapped if isinstance(wrapped, list | tuple) else [wrapped]:
+        yield from _datasets(one)
+
+
+def _image_suffix(dataset: Any) -> str | None:
+    """``img_suffix`` of the config, else the default of the dataset class."""
+    parameter = inspect.signature(DATASETS.get(dataset.type).__init__).parameters.get('img_suffix')
+    return dataset.get('img_suffix', None if parameter is None else parameter.default)
+
+
+def enable_amp(cfg: Config) -> None:
+    """Switch to mixed-precision training, as mmseg's ``--amp``.
+
+    Raises:
+        ValueError: no accelerator (mmengine's wrapper supports none else), or
+            an optimizer wrapper of another kind.
+    """
+    if get_device() == 'cpu':
+        raise ValueError('--amp needs a GPU, found none')
+    wrapper = cfg.optim_wrapper.type
+    if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ValueError(f'--amp: optim_wrapper.type={wrapper!r}, expected OptimWrapper')
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def enable_tta(cfg: Config) -> None:
+    """Test with the multi-scale and flip pipeline of the config.
+
+    Raises:
+        ValueError: the config has no ``tta_model`` or ``tta_pipeline``.
+    """
+    missing = [key for key in ('tta_model', 'tta_pipeline') if cfg.get(key) is None]
+    if missing:
+        raise ValueError(f'--tta: {cfg.filename} has no {" and no ".join(missing)}')
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    cfg.tta_model.module = cfg.model
+    cfg.model = cfg.tta_model
+
+
+def enable_drawing(cfg: Config, show_dir: str | None = None, show: bool = False, wait_time: float = 2.0) -> None:
+    """Draw annotation and prediction side by side for every test image.
+
+    Args:
+        cfg: whole config.
+        show_dir: folder for the pictures.
+        show: open a window.
+        wait_time: seconds that a window stays open.
+
+    Raises:
+        ValueError: the config has no visualization hook.
+    """
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise ValueError("--show and --show-dir need default_hooks.visualization=dict(type='SegVisualizationHook')")
+    hook.update(draw=True, interval=1)
+    if show:
+        hook.update(show=True, wait_time=wait_time)
+    if show_dir:
+        cfg.visualizer.save_dir = show_dir
+
+
+def save_predictions(cfg: Config, out_dir: str) -> None:
+    """Write label maps as PNG files, in the label convention of the dataset."""
+    cfg.test_evaluator.update(output_dir=out_dir, keep_results=True)

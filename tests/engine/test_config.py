@@ -1,0 +1,76 @@
+import pytest
+from mmengine.config import Config
+
+from mmseg_segmenter import engine
+from mmseg_segmenter.datasets.shapes import make_shapes
+
+
+def dataset(root, **kwargs):
+    return dict(
+        type='BaseSegDataset',
+        data_root=str(root),
+        data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
+        metainfo=dict(classes=('a', 'b')),
+        pipeline=[],
+        **kwargs,
+    )
+
+
+def loader(dataset_cfg):
+    return Config(dict(train_dataloader=dict(dataset=dataset_cfg)))
+
+
+def test_load_config(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text("default_scope = 'mmseg'\nmodel = dict(a=1)\n")
+    cfg = engine.load_config(str(path), cfg_options={'model.a': 2})
+    assert cfg.work_dir == 'work_dirs/mine' and cfg.model.a == 2 and cfg.launcher == 'none'
+    assert engine.load_config(str(path), work_dir='elsewhere').work_dir == 'elsewhere'
+
+
+def test_missing_config():
+    with pytest.raises(FileNotFoundError, match=r'config nowhere\.py not found \(working directory: /'):
+        engine.load_config('nowhere.py')
+
+
+def test_missing_checkpoint():
+    with pytest.raises(FileNotFoundError, match=r'checkpoint nowhere\.pth not found'):
+        engine.find_checkpoint('nowhere.pth')
+    assert engine.find_checkpoint('https://example.org/a.pth') == 'https://example.org/a.pth'
+
+
+def test_good_dataset_passes(tmp_path):
+    list(make_shapes(str(tmp_path), num_images=5, size=(32, 32)))
+    engine.check_datasets(loader(dataset(tmp_path)), ('train_dataloader', 'val_dataloader'))
+
+
+@pytest.mark.parametrize('wrap', [lambda d: d, lambda d: dict(type='ConcatDataset', datasets=[d]),
+                                  lambda d: dict(type='RepeatDataset', times=2, dataset=d)])  # fmt: skip
+def test_missing_dataset_folder(tmp_path, wrap):
+    with pytest.raises(FileNotFoundError, match=r'train_dataloader: dataset folder .*/none/images/training not found'):
+        engine.check_datasets(loader(wrap(dataset(tmp_path / 'none'))), ('train_dataloader',))
+
+
+def test_folder_without_matching_images(tmp_path):
+    list(make_shapes(str(tmp_path), num_images=5, size=(32, 32)))
+    with pytest.raises(ValueError, match=r'train_dataloader: no image \*\.tif in .*images/training'):
+        engine.check_datasets(loader(dataset(tmp_path, img_suffix='.tif')), ('train_dataloader',))
+
+
+def test_amp_needs_a_gpu(monkeypatch):
+    cfg = Config(dict(optim_wrapper=dict(type='OptimWrapper')))
+    monkeypatch.setattr(engine.config, 'get_device', lambda: 'cpu')
+    with pytest.raises(ValueError, match='--amp needs a GPU'):
+        engine.enable_amp(cfg)
+    monkeypatch.setattr(engine.config, 'get_device', lambda: 'cuda')
+    engine.enable_amp(cfg)
+    assert cfg.optim_wrapper == dict(type='AmpOptimWrapper', loss_scale='dynamic')
+    with pytest.raises(ValueError, match=r"optim_wrapper.type='Mine'"):
+        engine.enable_amp(Config(dict(optim_wrapper=dict(type='Mine'))))
+
+
+def test_tta_and_drawing_need_their_parts():
+    with pytest.raises(ValueError, match=r'no tta_model and no tta_pipeline'):
+        engine.enable_tta(Config(dict(model=dict())))
+    with pytest.raises(ValueError, match=r'--show-dir need default_hooks.visualization'):
+        engine.enable_drawing(Config(dict(default_hooks=dict())), show_dir='x')

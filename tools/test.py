@@ -1,0 +1,52 @@
+#!/usr/bin/env python
+"""Evaluate a checkpoint; same arguments as mmseg's tools/test.py."""
+
+import argparse
+import os
+
+from mmengine.config import DictAction
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Evaluate a segmentor')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--work-dir', help='folder for logs and scores (default: work_dirs/<config name>)')
+    parser.add_argument('--out', help='folder for the predicted label maps (PNG)')
+    parser.add_argument('--show', action='store_true', help='show predictions in a window')
+    parser.add_argument('--show-dir', help='folder for pictures of annotation and prediction side by side')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds that a window stays open')
+    parser.add_argument('--tta', action='store_true', help='average over scales and flips (tta_pipeline)')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='override config entries, e.g. model.test_cfg.mode=whole'
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+
+    from mmengine.runner import Runner
+    from mmseg.registry import RUNNERS
+
+    from mmseg_segmenter import engine
+
+    cfg = engine.load_config(args.config, args.work_dir, args.cfg_options, args.launcher)
+    cfg.load_from = engine.find_checkpoint(args.checkpoint)
+    if args.show or args.show_dir:
+        engine.enable_drawing(cfg, args.show_dir, args.show, args.wait_time)
+    if args.tta:
+        engine.enable_tta(cfg)
+    if args.out:
+        engine.save_predictions(cfg, args.out)
+    engine.check_datasets(cfg, ('test_dataloader',))
+    engine.use_cpu_process_group(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.test()
+
+
+if __name__ == '__main__':
+    main()

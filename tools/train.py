@@ -1,0 +1,44 @@
+#!/usr/bin/env python
+"""Train a segmentor; same arguments as mmseg's tools/train.py."""
+
+import argparse
+import os
+
+from mmengine.config import DictAction
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Train a segmentor')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config name>)')
+    parser.add_argument('--resume', action='store_true', help='continue from the last checkpoint in the work dir')
+    parser.add_argument('--amp', action='store_true', help='mixed-precision training (needs a GPU)')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='override config entries, e.g. train_cfg.max_iters=100'
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+
+    from mmengine.runner import Runner
+    from mmseg.registry import RUNNERS
+
+    from mmseg_segmenter import engine
+
+    cfg = engine.load_config(args.config, args.work_dir, args.cfg_options, args.launcher)
+    cfg.resume = args.resume or cfg.get('resume', False)
+    if args.amp:
+        engine.enable_amp(cfg)
+    engine.check_datasets(cfg, ('train_dataloader', 'val_dataloader'))
+    engine.use_cpu_process_group(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.train()
+
+
+if __name__ == '__main__':
+    main()
