@@ -1,0 +1,3 @@
+_base_ = 'mmseg::_base_/default_runtime.py'
+# The line that makes any mmseg config see this package.
+custom_imports = dict(imports=['mmseg_segmenter'], allow_failed_imports=False)

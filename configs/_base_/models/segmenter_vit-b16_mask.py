@@ -1,0 +1,47 @@
+# Segmenter with ViT-B/16 and the Mask Transformer, settings of the official code.
+checkpoint = (
+    'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/segmenter/vit_base_p16_384_20220308-96dfe169.pth'
+)
+data_preprocessor = dict(
+    type='SegDataPreProcessor',
+    mean=[127.5, 127.5, 127.5],
+    std=[127.5, 127.5, 127.5],
+    bgr_to_rgb=True,
+    pad_val=0,
+    seg_pad_val=255,
+    size=(512, 512),
+)
+model = dict(
+    type='Segmenter',
+    data_preprocessor=data_preprocessor,
+    backbone=dict(
+        type='SegmenterViT',
+        img_size=(512, 512),
+        patch_size=16,
+        embed_dims=768,
+        num_layers=12,
+        num_heads=12,
+        drop_path_rate=0.1,
+        final_norm=True,
+        # torch's default, as the official code; mmseg has 1e-6
+        norm_cfg=dict(type='LN', eps=1e-5),
+        interpolate_mode='bilinear',
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
+    ),
+    decode_head=dict(
+        type='SegmenterMaskTransformerHead',
+        in_channels=768,
+        embed_dims=768,
+        num_layers=2,
+        num_heads=12,
+        num_classes=150,
+        drop_rate=0.1,
+        attn_drop_rate=0.1,
+        drop_path_rate=0.0,
+        # the mean over valid pixels, not over ignored ones too
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0, avg_non_ignore=True),
+    ),
+    train_cfg=dict(),
+    # window = crop and stride = crop - 32, as the reported numbers were evaluated
+    test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(480, 480), size_divisor=16),
+)

@@ -1,0 +1,23 @@
+# Seg-T/16 on ADE20K, 160k iterations, batch 16 on 8 GPUs.
+# No number was published for this combination.
+# tools/dist_train.sh configs/segmenter/segmenter_vit-t_linear_8xb2-160k_ade20k.py 8
+# Deviation from the paper: batch 16 at its lr0 of 1e-3; segmenter_vit-t_linear_8xb1-160k_ade20k.py has batch 8.
+_base_ = [
+    '../_base_/models/segmenter_vit-b16_linear.py',
+    '../_base_/datasets/ade20k.py',
+    '../_base_/default_runtime.py',
+    '../_base_/schedules/segmenter_160k.py',
+]
+
+checkpoint = (
+    'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/segmenter/vit_tiny_p16_384_20220308-cce8c795.pth'
+)
+model = dict(
+    backbone=dict(
+        embed_dims=192,
+        num_heads=3,
+        init_cfg=dict(checkpoint=checkpoint),
+    ),
+    decode_head=dict(in_channels=192),
+)
+train_dataloader = dict(batch_size=2)
