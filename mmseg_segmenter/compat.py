@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-_INSTALL = "pip install 'mmseg_segmenter[lite]'"
+_INSTALL = "pip install 'mmcv-lite>=2.0.0,<2.2'"
 
 
 def check_installation() -> None:
@@ -30,7 +30,7 @@ def check_installation() -> None:
             setuptools no longer has pkg_resources.
     """
     if importlib.util.find_spec('mmcv') is None:
-        raise ImportError(f'mmcv is not installed: run {_INSTALL} (or [full] to compile its CUDA operators)')
+        raise ImportError(f'mmcv is not installed: run {_INSTALL} (or mmcv, to compile its CUDA operators)')
     # mmengine 0.10 imports pkg_resources for `_base_ = 'mmseg::...'`; setuptools 82 removed it. Can go with an
     # mmengine that uses importlib.metadata.
     if importlib.util.find_spec('pkg_resources') is None:
@@ -47,7 +47,7 @@ class _MissingOps(types.ModuleType):
         def missing(*_: Any, **__: Any) -> Any:
             raise ImportError(
                 f'mmcv operator {name!r} needs the compiled mmcv, but mmcv-lite is installed: '
-                "pip uninstall mmcv-lite, then pip install 'mmseg_segmenter[full]'"
+                "run pip uninstall mmcv-lite, then pip install 'mmcv>=2.0.0,<2.2'"
             )
 
         return missing
@@ -72,14 +72,23 @@ def provide_ops_placeholder() -> None:
 def import_mmseg() -> None:
     """Import mmseg, whose own range check decides about mmcv and mmengine."""
     with warnings.catch_warnings():
-        # mmcv-lite tells every user that it lacks an operator; setuptools < 82 that pkg_resources is going.
+        # mmcv-lite tells every user that it lacks an operator.
         warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
-        warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
         try:
             import mmseg
         except AssertionError as error:
-            raise ImportError(f'{error} To get the versions that work together: run {_INSTALL}') from None
+            raise ImportError(f'{error} To get a version that works: run {_INSTALL}') from None
         import mmseg.models  # noqa: F401
+
+
+def silence_deprecations() -> None:
+    """Drop warnings about code of the stack that a user cannot change.
+
+    mmengine 0.10 imports pkg_resources whenever a config inherits from mmseg;
+    mmseg 1.2.2 builds every head's loss with its own deprecated function.
+    """
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+    warnings.filterwarnings('ignore', message='``build_loss`` would be deprecated soon')
 
 
 def _statistic(cls: type, name: str) -> Any:
@@ -168,5 +177,6 @@ def allow_mmengine_checkpoints() -> None:
 
 check_installation()
 provide_ops_placeholder()
+silence_deprecations()
 import_mmseg()
 allow_mmengine_checkpoints()

@@ -28,7 +28,7 @@ def test_missing_operator_names_mmcv_when_called():
     from mmcv.ops import point_sample  # noqa: F401  imports
     from mmcv.ops.nms import ext_module
 
-    with pytest.raises(ImportError, match=r"operator 'nms' needs the compiled mmcv.*\[full\]"):
+    with pytest.raises(ImportError, match=r"operator 'nms' needs the compiled mmcv.*pip install 'mmcv>="):
         ext_module.nms(1, 2)
 
 
@@ -70,12 +70,12 @@ def test_mmcv_out_of_range_is_one_sentence_with_the_command(version, message):
     result = run_python(f'import mmcv; mmcv.__version__ = {version!r}\nimport mmseg_segmenter')
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith('ImportError: ') and message in last and "pip install 'mmseg_segmenter[lite]'" in last
+    assert last.startswith('ImportError: ') and message in last and "pip install 'mmcv-lite>=2.0.0,<2.2'" in last
 
 
 @pytest.mark.parametrize(
     ('module', 'message'),
-    [('mmcv', "pip install 'mmseg_segmenter[lite]'"), ('pkg_resources', "pip install 'setuptools<82'")],
+    [('mmcv', "pip install 'mmcv-lite>=2.0.0,<2.2'"), ('pkg_resources', "pip install 'setuptools<82'")],
 )
 def test_missing_module_is_one_sentence_with_the_command(module, message):
     code = f"""

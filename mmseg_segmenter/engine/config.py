@@ -9,7 +9,6 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.fileio import list_dir_or_file
 from mmseg.registry import DATASETS
-from mmseg.utils import register_all_modules
 
 
 def load_config(
@@ -34,7 +33,6 @@ def load_config(
         cfg.merge_from_dict(cfg_options)
     name = os.path.splitext(os.path.basename(path))[0]
     cfg.work_dir = work_dir or cfg.get('work_dir') or os.path.join('work_dirs', name)
-    register_all_modules(init_default_scope=True)
     return cfg
 
 

@@ -34,6 +34,5 @@ def check_labels(data_samples: Iterable[Any], num_classes: int, ignore_index: in
             raise ValueError(
                 f'{name}: found label {found}, expected 0 to {num_classes - 1} (num_classes={num_classes}) or '
                 f'{ignore_index} (ignored). Set num_classes of the head to the number of classes, or '
-                'reduce_zero_label=True in the dataset and its LoadAnnotations if 0 means "no class" and classes '
-                'start at 1'
+                'reduce_zero_label=True in the dataset if 0 means "no class" and classes start at 1'
             )
