@@ -1,12 +1,17 @@
+import inspect
+import logging
+
 import pytest
 import torch
 from mmengine.structures import PixelData
 from mmseg.models.decode_heads import FCNHead
 from mmseg.models.decode_heads.segmenter_mask_head import SegmenterMaskTransformerHead as MMSegMaskHead
+from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch.testing import assert_close
 
 from mmseg_segmenter import LinearHead, SegmenterMaskTransformerHead
+from mmseg_segmenter.models.decode_heads import mask_transformer_head
 
 MASK = dict(in_channels=24, embed_dims=16, num_heads=2, num_layers=2, num_classes=5)
 
@@ -110,15 +115,19 @@ def test_two_classes_do_not_recommend_what_is_refused(recwarn):
 
 
 def test_replaces_mmsegs_class_and_keeps_its_defaults():
-    import inspect
-
-    from mmseg.registry import MODELS
-
     assert MODELS.get('SegmenterMaskTransformerHead') is SegmenterMaskTransformerHead
     ours, theirs = (inspect.signature(c.__init__).parameters for c in (SegmenterMaskTransformerHead, MMSegMaskHead))
     for name, param in theirs.items():
         if name not in ('self', 'kwargs', 'act_cfg', 'norm_cfg'):  # None there means mmseg's default
             assert ours[name].default == param.default, name
+
+
+def test_says_once_what_it_replaces(capture_log):
+    mask_transformer_head._say_what_is_replaced.cache_clear()
+    for _ in range(2):
+        SegmenterMaskTransformerHead(**MASK)
+    said = [r.getMessage() for r in capture_log if r.levelno == logging.INFO]
+    assert len(said) == 1 and "in place of mmseg's" in said[0]
 
 
 def test_mask_head_exports_and_compiles():

@@ -1,10 +1,12 @@
 """Mask Transformer decoder (Segmenter, section 3.2)."""
 
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
+from mmengine.logging import print_log
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor, nn
@@ -13,7 +15,13 @@ from ..layers import TransformerBlock, drop_path_rates, init_transformer_weights
 from .common import check_num_classes
 
 
-# force: mmseg 1.2.2 has a class of this name, which this one replaces.
+@cache
+def _say_what_is_replaced() -> None:
+    # Here and not at import, so that it is in the log file of a run.
+    print_log("SegmenterMaskTransformerHead is mmseg_segmenter's, in place of mmseg's class of that name", 'current')
+
+
+# force: mmseg 1.2.2 has a class of this name.
 @MODELS.register_module(force=True)
 class SegmenterMaskTransformerHead(BaseDecodeHead):
     """Class embeddings and patches through a transformer, then their product.
@@ -68,6 +76,7 @@ class SegmenterMaskTransformerHead(BaseDecodeHead):
         channels: int | None = None,
         **kwargs: Any,
     ) -> None:
+        _say_what_is_replaced()
         check_num_classes(type(self).__name__, kwargs)
         # BaseDecodeHead's default initialises conv_seg, which this head does not have.
         kwargs.setdefault('init_cfg', None)
