@@ -114,7 +114,7 @@ def draw_scene(rng: np.random.Generator, height: int, width: int, num_classes: i
         image[mask] = np.where(pattern[..., None], second, first)[mask]
         labels[mask] = index + 1
         # The outline is nobody's: ADE20K's 0, which training and evaluation must ignore.
-        edge = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0
+        edge = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
         labels[edge] = 0
     left, right = rng.uniform(0.85, 1.15, 2).tolist()
     shade = np.linspace(left, right, width)[None, :, None]
@@ -155,7 +155,7 @@ def _place(
 
 
 def make_shapes(
-    out_dir: str, num_images: int = 400, size: tuple[int, int] = (96, 128), num_classes: int = 5, seed: int = 0
+    out_dir: str, num_images: int = 400, size: tuple[int, int] = (192, 256), num_classes: int = 5, seed: int = 0
 ) -> Iterator[str]:
     """Write the dataset; yields the path of each image after writing it.
 

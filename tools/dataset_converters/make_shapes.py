@@ -11,7 +11,7 @@ from mmseg_segmenter.datasets.shapes import ALL_CLASSES, make_shapes
 def height_by_width(text: str) -> tuple[int, int]:
     match = re.fullmatch(r'(\d+)x(\d+)', text)
     if match is None:
-        raise argparse.ArgumentTypeError(f'{text!r}; expected HxW, e.g. 96x128')
+        raise argparse.ArgumentTypeError(f'{text!r}; expected HxW, e.g. 192x256')
     return int(match[1]), int(match[2])
 
 
@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('out', help='folder to create')
     parser.add_argument('--images', type=int, default=400, help='number of images, a fifth for validation')
-    parser.add_argument('--size', type=height_by_width, default='96x128', metavar='HxW', help='image size in pixels')
+    parser.add_argument('--size', type=height_by_width, default='192x256', metavar='HxW', help='image size in pixels')
     parser.add_argument('--classes', type=int, default=5, help=f'number of classes, 2 to {len(ALL_CLASSES)}')
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
