@@ -89,6 +89,27 @@ def test_official_initialisation():
     assert not linear.conv_seg.bias.any()
 
 
+def test_arguments_reach_the_modules():
+    """Each at a value other than the default."""
+    head = SegmenterMaskTransformerHead(
+        **{**MASK, 'num_layers': 3}, mlp_ratio=2, drop_rate=0.1, attn_drop_rate=0.2, drop_path_rate=0.3, num_fcs=3,
+        act_cfg=dict(type='ReLU'), norm_cfg=dict(type='LN', eps=1e-3), init_std=0.5,
+    )  # fmt: skip
+    assert [getattr(layer.drop_path, 'drop_prob', 0.0) for layer in head.layers] == pytest.approx([0.0, 0.15, 0.3])
+    for layer in head.layers:
+        assert layer.attn.attn.attn_drop_rate == 0.2 and layer.attn.proj_drop.p == 0.1
+        assert [m.p for m in layer.ffn.modules() if isinstance(m, torch.nn.Dropout)] == [0.1] * 3
+        assert [m.out_features for m in layer.ffn.modules() if isinstance(m, torch.nn.Linear)] == [32, 32, 16]
+        assert any(isinstance(m, torch.nn.ReLU) for m in layer.ffn.modules())
+        assert layer.ln1.eps == head.decoder_norm.eps == head.mask_norm.eps == 1e-3
+    head.init_weights()
+    assert head.dec_proj.weight.std().item() == pytest.approx(0.5, rel=0.15)
+    given = SegmenterMaskTransformerHead(**MASK, init_cfg=dict(type='Constant', layer='Linear', val=0.5))
+    given.init_weights()
+    assert (given.dec_proj.weight == 0.5).all()
+    assert LinearHead(in_channels=24, num_classes=5, dropout_ratio=0.3).dropout.p == 0.3
+
+
 @pytest.mark.parametrize('build', [lambda **k: SegmenterMaskTransformerHead(**{**MASK, **k}),
                                    lambda **k: LinearHead(**{'in_channels': 24, 'num_classes': 5, **k})])  # fmt: skip
 @pytest.mark.parametrize(

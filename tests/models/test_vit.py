@@ -109,6 +109,8 @@ def test_dist_token():
         (dict(img_size=(64, 70)), r'\(64, 70\) is not a multiple'),
         (dict(img_size=(64, 64, 64)), 'expected one or two numbers'),
         (dict(out_indices=3), 'out_indices=3 with num_layers=3'),
+        (dict(interpolate_mode='bicubicc'), "interpolate_mode='bicubicc'; expected 'bicubic' or 'bilinear'"),
+        (dict(drop_path_rate=-0.5), 'drop_path_rate=-0.5; expected at least 0'),
         (dict(output_cls_token=True, with_cls_token=False), 'need with_cls_token=True'),
         (dict(pretrained='a.pth', init_cfg=dict(type='Pretrained', checkpoint='b.pth')), 'not both'),
     ],
@@ -116,6 +118,11 @@ def test_dist_token():
 def test_wrong_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         SegmenterViT(**{**TINY, **kwargs})
+
+
+def test_arguments_of_a_wrong_type():
+    with pytest.raises(TypeError, match="frozen_exclude='pos_embed'; expected a list"):
+        SegmenterViT(**TINY, frozen_exclude='pos_embed')
 
 
 def test_unknown_argument_is_a_type_error():
@@ -132,10 +139,55 @@ def test_official_initialisation():
     assert torch.equal(conv, model.patch_embed.projection.weight)  # torch's default, as official
 
 
-def test_frozen_exclude_and_norm_eval():
+def test_arguments_reach_the_modules():
+    """Each at a value other than the default."""
+    model = SegmenterViT(
+        **TINY, mlp_ratio=2.5, drop_rate=0.1, attn_drop_rate=0.2, drop_path_rate=0.3, num_fcs=3, with_cp=True,
+        patch_pad='same', patch_bias=False, norm_cfg=dict(type='LN', eps=1e-3), act_cfg=dict(type='ReLU'),
+        final_norm=True,
+    )  # fmt: skip
+    assert model.patch_embed.projection.bias is None
+    assert model.patch_embed.adap_padding.padding == 'same'
+    assert model.drop_after_pos.p == 0.1
+    assert model.ln1.eps == 1e-3
+    assert [getattr(layer.drop_path, 'drop_prob', 0.0) for layer in model.layers] == pytest.approx([0.0, 0.15, 0.3])
+    for layer in model.layers:
+        assert layer.with_cp
+        assert layer.attn.attn.attn_drop_rate == 0.2 and layer.attn.proj_drop.p == 0.1
+        assert [m.p for m in layer.ffn.modules() if isinstance(m, torch.nn.Dropout)] == [0.1] * 3
+        assert [m.out_features for m in layer.ffn.modules() if isinstance(m, torch.nn.Linear)] == [60, 60, 24]
+        assert any(isinstance(m, torch.nn.ReLU) for m in layer.ffn.modules())
+        assert layer.ln1.eps == layer.ln2.eps == 1e-3
+
+
+def test_with_cp_runs_each_block_twice():
+    for with_cp, calls in ((False, 1), (True, 2)):
+        model = SegmenterViT(**TINY, with_cp=with_cp)
+        seen = []
+        model.layers[1].attn.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        model(torch.randn(1, 3, 64, 64))[0].sum().backward()
+        assert len(seen) == calls
+
+
+def test_frozen_exclude():
     model = SegmenterViT(**TINY, frozen_exclude=['pos_embed'])
     assert [n for n, p in model.named_parameters() if p.requires_grad] == ['pos_embed']
-    assert SegmenterViT(**TINY, norm_eval=True).train() is not None
+
+
+def test_norm_eval():
+    def batch_norm(**kwargs):
+        model = SegmenterViT(**TINY, **kwargs)
+        model.patch_embed.norm = torch.nn.BatchNorm1d(24)
+        return model.train().patch_embed.norm
+
+    assert batch_norm().training and not batch_norm(norm_eval=True).training
+
+
+def test_other_init_cfg_comes_after_the_official_one():
+    model = SegmenterViT(**TINY, init_cfg=dict(type='Constant', layer='Linear', val=0.5, bias=0.25))
+    model.init_weights()
+    assert (model.layers[0].ffn.layers[1].weight == 0.5).all() and (model.layers[0].ffn.layers[1].bias == 0.25).all()
+    assert model.pos_embed.std().item() == pytest.approx(0.02, rel=0.2)
 
 
 # Checkpoints
@@ -173,6 +225,29 @@ def test_grid_survives_saving_so_equal_counts_are_not_confused():
     assert torch.equal(again.pos_embed, wide.pos_embed)
     square.load_state_dict(state)
     assert not torch.equal(square.pos_embed, wide.pos_embed)
+
+
+@pytest.mark.parametrize('prefix', ['', 'backbone.'])
+def test_pretrained_keeps_the_grid_that_the_file_records(tmp_path, prefix):
+    wide = SegmenterViT(**{**TINY, 'img_size': (32, 128)})
+    wide.init_weights()
+    source = torch.nn.ModuleDict(dict(backbone=wide)) if prefix else wide
+    torch.save(dict(state_dict=source.state_dict()), tmp_path / 'vit.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'vit.pth'), prefix=prefix)
+    again = SegmenterViT(**{**TINY, 'img_size': (32, 128)}, init_cfg=init_cfg)
+    again.init_weights()
+    assert torch.equal(again.pos_embed, wide.pos_embed)
+
+
+def test_patch_bias_moves_to_mmseg_too():
+    ours, theirs = SegmenterViT(**TINY), VisionTransformer(**TINY, patch_bias=True)
+    ours.init_weights()
+    torch.nn.init.normal_(ours.patch_embed.projection.bias)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    ours.eval()
+    theirs.eval()
+    image = torch.randn(1, 3, 64, 64)
+    assert_close(ours(image), theirs(image), atol=1e-5, rtol=0)
 
 
 def test_pretrained_on_squares_is_resized_to_an_equal_count(tmp_path):
@@ -229,7 +304,10 @@ def test_pretrained_reports_missing_and_unexpected_keys(tmp_path, capture_log):
     ('change', 'message'),
     [
         (lambda s: {'blocks.0.norm1.weight': torch.zeros(2)}, 'Convert it'),
-        (lambda s: {f'backbone.{k}': v for k, v in s.items()}, r"add prefix='backbone\.'"),
+        (lambda s: {f'backbone.{k}': v for k, v in s.items()}, r"Add prefix='backbone\.'"),
+        (lambda s: {f'_orig_mod.{k}': v for k, v in s.items()}, r"Add prefix='_orig_mod\.'"),
+        (lambda s: [1, 2], 'holds a list; expected tensors by name'),
+        (lambda s: torch.zeros(2), 'holds a Tensor; expected tensors by name'),
         (lambda s: {**s, 'cls_token': torch.zeros(1, 1, 48)}, r'vit.pth does not fit.*cls_token'),
     ],
 )
@@ -238,6 +316,26 @@ def test_pretrained_of_another_model(tmp_path, change, message):
     model = SegmenterViT(**TINY, pretrained=str(tmp_path / 'vit.pth'))
     with pytest.raises(ValueError, match=f'(?s){message}'):
         model.init_weights()
+
+
+def test_pretrained_part_is_sans_image_encoder(tmp_path):
+    source = SegmenterViT(**TINY)
+    source.init_weights()
+    state = {f'image_encoder.{k}': v for k, v in source.state_dict().items()}
+    torch.save({**state, 'text_encoder.weight': torch.zeros(2)}, tmp_path / 'clip.pth')
+    model = SegmenterViT(**TINY, init_cfg=dict(type='Pretrained_Part', checkpoint=str(tmp_path / 'clip.pth')))
+    model.init_weights()
+    assert torch.equal(model.pos_embed, source.pos_embed)
+
+
+def test_checkpoint_argument_of_a_wrong_type():
+    with pytest.raises(ValueError, match=r'init_cfg\.checkpoint=None'):
+        SegmenterViT(**TINY, init_cfg=dict(type='Pretrained', checkpoint=None)).init_weights()
+
+
+def test_pos_embed_of_a_wrong_shape_is_reported_by_torch():
+    with pytest.raises(RuntimeError, match='size mismatch for pos_embed'):
+        SegmenterViT(**TINY).load_state_dict({'pos_embed': torch.zeros(5)}, strict=False)
 
 
 def test_pretrained_file_missing(tmp_path):

@@ -5,7 +5,7 @@ Shapes: B images, N tokens (extra tokens first, then h * w patches), C width.
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,8 +30,8 @@ class SegmenterViT(BaseModule):
     """Vision Transformer (ViT, DeiT) as the encoder of Segmenter.
 
     Takes the arguments, and has the state_dict keys, of mmseg's
-    ``VisionTransformer``; checkpoints move both ways. What differs is what
-    mmseg gets wrong: the patch embedding has its bias, stochastic depth acts
+    ``VisionTransformer``; checkpoints move both ways (towards mmseg with its
+    ``patch_bias=True``). What differs is what mmseg gets wrong: the patch embedding has its bias, stochastic depth acts
     on both residual branches, attention is fused, position embeddings are
     compared by grid, and a pretrained checkpoint that does not fit is
     reported instead of being loaded in part.
@@ -92,7 +92,7 @@ class SegmenterViT(BaseModule):
         embed_dims: int = 768,
         num_layers: int = 12,
         num_heads: int = 12,
-        mlp_ratio: int = 4,
+        mlp_ratio: float = 4,
         out_origin: bool = False,
         out_indices: int | Sequence[int] = -1,
         qkv_bias: bool = True,
@@ -125,6 +125,12 @@ class SegmenterViT(BaseModule):
         super().__init__(init_cfg=init_cfg)
         if (output_cls_token or with_dist_token) and not with_cls_token:
             raise ValueError('output_cls_token and with_dist_token need with_cls_token=True, found False')
+        if interpolate_mode not in ('bicubic', 'bilinear'):
+            raise ValueError(f"interpolate_mode={interpolate_mode!r}; expected 'bicubic' or 'bilinear'")
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate={drop_path_rate}; expected at least 0 and below 1')
+        if isinstance(frozen_exclude, str):
+            raise TypeError(f'frozen_exclude={frozen_exclude!r}; expected a list of names')
         norm_cfg = norm_cfg or dict(type='LN')
 
         self.img_size = _pair(img_size)
@@ -165,7 +171,7 @@ class SegmenterViT(BaseModule):
             TransformerBlock(
                 embed_dims,
                 num_heads,
-                mlp_ratio * embed_dims,
+                int(mlp_ratio * embed_dims),
                 drop_rate=drop_rate,
                 attn_drop_rate=attn_drop_rate,
                 drop_path_rate=rate,
@@ -192,9 +198,10 @@ class SegmenterViT(BaseModule):
             inputs: (B, in_channels, H, W), any H and W.
 
         Returns:
-            One feature map (B, C, h, w) per entry of ``out_indices`` (and one
-            more, first, with ``out_origin``), h = ceil(H / patch_size); pairs
-            ``[map, (B, C) class token]`` with ``output_cls_token``.
+            A feature map (B, C, h, w), h = ceil(H / patch_size), of each block
+            in ``out_indices``, in the order of the blocks (and one more, first,
+            with ``out_origin``); pairs ``[map, (B, C) class token]`` with
+            ``output_cls_token``.
         """
         x, grid = self.patch_embed(inputs)
         x = self._add_tokens(x, grid)
@@ -249,19 +256,26 @@ class SegmenterViT(BaseModule):
 
     def _load_pretrained(self, init_cfg: dict[str, Any]) -> None:
         path = init_cfg['checkpoint']
-        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
-        state = checkpoint.get('state_dict', checkpoint)
+        if not isinstance(path, str):
+            raise ValueError(f'init_cfg.checkpoint={path!r}; expected a path or URL')
+        source = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
+        if isinstance(source, Mapping):
+            source = source.get('state_dict', source)
+        if not isinstance(source, Mapping) or not source:
+            raise ValueError(f'{path} holds a {type(source).__name__}; expected tensors by name')
         # `Pretrained_Part` is how mmseg's SAN configs take the image encoder out of a CLIP checkpoint.
         prefix = init_cfg.get('prefix') or ('image_encoder.' if init_cfg['type'] == 'Pretrained_Part' else '')
         prefix = prefix if not prefix or prefix.endswith('.') else prefix + '.'
-        state = OrderedDict((k[len(prefix) :], v) for k, v in state.items() if k.startswith(prefix))
+        state = OrderedDict((k[len(prefix) :], v) for k, v in source.items() if k.startswith(prefix))
         own = self.state_dict()
         if not own.keys() & state.keys():
-            raise ValueError(_foreign_checkpoint_message(path, prefix, checkpoint.get('state_dict', checkpoint)))
+            raise ValueError(_foreign_checkpoint_message(path, prefix, list(source)))
         pos_embed = state.get('pos_embed')
         if isinstance(pos_embed, Tensor) and pos_embed.ndim == 3:
-            # Pretraining is on square images: say so, as a grid of another shape can have as many patches.
-            grid = square_grid(pos_embed.shape[1] - (2 if 'dist_token' in state else 1))
+            grid = getattr(source, '_metadata', {}).get(prefix[:-1], {}).get(_GRID_KEY)
+            # Files that do not say are of pretraining, on square images; a grid of another shape can have as many
+            # patches.
+            grid = grid or square_grid(pos_embed.shape[1] - (2 if 'dist_token' in state else 1))
             state._metadata = {'': {_GRID_KEY: grid}} if grid else {}  # type: ignore[attr-defined]
         try:
             missing, unexpected = self.load_state_dict(state, strict=False)
@@ -288,8 +302,8 @@ def _fit_checkpoint(
         print_log(f'the checkpoint has no {bias} (mmseg leaves it out): using 0', 'current', logging.WARNING)
 
     key = f'{prefix}pos_embed'
-    if key not in state_dict:
-        return
+    if key not in state_dict or state_dict[key].ndim != 3:
+        return  # torch reports what is missing or of another shape
     if (f'{prefix}dist_token' in state_dict) != module.with_dist_token:
         found, set_to = ('no', False) if module.with_dist_token else ('a', True)
         raise ValueError(f'the checkpoint has {found} {prefix}dist_token; set with_dist_token={set_to} in the backbone')
@@ -313,12 +327,14 @@ def _note_grid(module: SegmenterViT, state_dict: dict[str, Any], prefix: str, lo
     local_metadata[_GRID_KEY] = tuple(module.grid)
 
 
-def _foreign_checkpoint_message(path: str, prefix: str, state: dict[str, Any]) -> str:
-    first = ', '.join(list(state)[:3])
-    message = f'{path}: no key under prefix {prefix!r} is one of SegmenterViT; the checkpoint has {first}, ...'
-    if any(key.startswith('backbone.cls_token') for key in state):
-        return message + " It is a whole segmentor: add prefix='backbone.' to init_cfg"
-    return message + ' Convert it to the mmseg layout first'
+def _foreign_checkpoint_message(path: str, prefix: str, keys: list[str]) -> str:
+    message = (
+        f'{path}: no key under prefix {prefix!r} is one of SegmenterViT; the checkpoint has {", ".join(keys[:3])}, ...'
+    )
+    found = next((key.removesuffix('cls_token') for key in keys if key.endswith('.cls_token')), None)
+    if found and any(key.startswith(f'{found}layers.') for key in keys):
+        return f'{message} Add prefix={found!r} to init_cfg'
+    return f'{message} Convert it to the mmseg layout first'
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:

@@ -64,7 +64,7 @@ class SegmenterMaskTransformerHead(BaseDecodeHead):
         num_layers: int,
         num_heads: int,
         embed_dims: int,
-        mlp_ratio: int = 4,
+        mlp_ratio: float = 4,
         drop_path_rate: float = 0.1,
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
@@ -88,7 +88,7 @@ class SegmenterMaskTransformerHead(BaseDecodeHead):
             TransformerBlock(
                 embed_dims,
                 num_heads,
-                mlp_ratio * embed_dims,
+                int(mlp_ratio * embed_dims),
                 drop_rate=drop_rate,
                 attn_drop_rate=attn_drop_rate,
                 drop_path_rate=rate,
