@@ -85,10 +85,57 @@ def test_size_divisor_matters_only_off_the_grid():
         assert torch.equal(one, other) is same
 
 
-@pytest.mark.parametrize('divisor', [0, -16, 16.0, '16'])
-def test_wrong_size_divisor(divisor):
-    with pytest.raises(ValueError, match=r'size_divisor=.*positive integer'):
-        build(mode='whole', size_divisor=divisor)
+@pytest.mark.parametrize(
+    ('test_cfg', 'message'),
+    [
+        (dict(size_divisor=0), r'size_divisor=0; expected a positive multiple of the patch size 8'),
+        (dict(size_divisor=12), r'size_divisor=12; expected a positive multiple of the patch size 8'),
+        (dict(size_divisor=8.0), r'size_divisor=8\.0'),
+        (dict(mode='slides'), r"mode='slides'; expected 'slide' or 'whole'"),
+        (dict(mode='slide'), r'crop_size=None, stride=None; sliding windows need both'),
+        (dict(mode='slide', crop_size=(32, 32), stride=(32, 40)), r'stride=\(32, 40\).*from 1 to the window size'),
+    ],
+)
+def test_wrong_test_cfg(test_cfg, message):
+    with pytest.raises(ValueError, match=message):
+        build(**test_cfg)
+
+
+def test_mode_defaults_to_whole():
+    assert build(size_divisor=8).test_cfg.mode == 'whole'
+
+
+def test_heads_with_different_classes():
+    auxiliary = dict(type='LinearHead', in_channels=16, num_classes=3)
+    with pytest.raises(ValueError, match='num_classes of decode_head is 4, of auxiliary_head 3'):
+        MODELS.build(dict(type='Segmenter', **copy.deepcopy(CONFIG), auxiliary_head=auxiliary))
+
+
+def test_padding_of_annotations_must_be_ignored():
+    config = copy.deepcopy(CONFIG)
+    config['decode_head']['ignore_index'] = 0
+    with pytest.raises(ValueError, match='seg_pad_val=255 is neither a class nor ignore_index=0'):
+        MODELS.build(dict(type='Segmenter', **config))
+
+
+@pytest.mark.parametrize('num_classes', [1, 2])
+def test_mmsegs_binary_mode(num_classes):
+    """One sigmoid map, labels 0 and 1, with mmseg's head."""
+    config = copy.deepcopy(CONFIG)
+    config['decode_head'] = dict(
+        type='FCNHead', in_channels=16, channels=16, num_convs=0, concat_input=False, dropout_ratio=0,
+        num_classes=num_classes, out_channels=1, threshold=0.5,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True),
+    )  # fmt: skip
+    losses = []
+    for kind in ('Segmenter', 'EncoderDecoder'):
+        torch.manual_seed(0)
+        model = MODELS.build(dict(type=kind, **copy.deepcopy(config)))
+        data = batch()
+        for sample in data['data_samples']:
+            sample.gt_sem_seg.data[sample.gt_sem_seg.data < 4] %= 2
+        losses.append(model.train_step(data, OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1)))['loss'])
+    assert torch.equal(*losses)
 
 
 def test_training_step_learns():
