@@ -26,8 +26,8 @@ def check_installation() -> None:
     """Say in one sentence what to install, instead of a chain of tracebacks.
 
     Raises:
-        ImportError: mmcv is missing, outside mmsegmentation's range, or
-            setuptools no longer has pkg_resources.
+        ImportError: mmcv is missing, or setuptools no longer has
+            pkg_resources.
     """
     if importlib.util.find_spec('mmcv') is None:
         raise ImportError(f'mmcv is not installed: run {_INSTALL} (or mmcv, to compile its CUDA operators)')
@@ -70,7 +70,11 @@ def provide_ops_placeholder() -> None:
 
 
 def import_mmseg() -> None:
-    """Import mmseg, whose own range check decides about mmcv and mmengine."""
+    """Import mmseg, whose own range check decides about mmcv and mmengine.
+
+    Raises:
+        ImportError: mmcv or mmengine is outside mmseg's range.
+    """
     with warnings.catch_warnings():
         # mmcv-lite tells every user that it lacks an operator.
         warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
@@ -113,7 +117,7 @@ def _checkpoint_globals() -> list[Any]:
     # numpy 2 renamed the module; a file carries the name of the numpy that wrote it
     core = getattr(np, '_core', None) or np.core
     rebuild = [core.multiarray._reconstruct, core.multiarray.scalar]
-    numpy_types = {type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.bool_)}
+    numpy_types = {type(np.dtype(code)) for code in '?' + np.typecodes['AllInteger'] + np.typecodes['AllFloat'] + 'SU'}
     return [
         HistoryBuffer,
         (_statistic, 'builtins.getattr'),
@@ -147,7 +151,9 @@ def load_checkpoint_file(filename: str, map_location: Any = None) -> Any:
         return torch.load(filename, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(
-            r'unsupported (global|class)[^\n]*?(?=( was not an allowed|\. Please use|\n|$))', str(error), re.I
+            r'(?:unsupported (?:global|class)|can only build)[^\n]*?(?=( was not an allowed|\. Please use|\n|$))',
+            str(error),
+            re.I,
         )
         if refused:
             raise ValueError(
@@ -157,6 +163,8 @@ def load_checkpoint_file(filename: str, map_location: Any = None) -> Any:
         reason = str(error).rpartition('WeightsUnpickler error:')[2].strip()
         raise ValueError(_damaged(filename, reason)) from None
     except (EOFError, RuntimeError, LookupError, ValueError, struct.error) as error:
+        if isinstance(error, RuntimeError) and 'CUDA' in str(error):
+            raise  # no GPU, or not enough of its memory: not the file's fault
         raise ValueError(_damaged(filename, str(error) or type(error).__name__)) from None
 
 

@@ -104,7 +104,13 @@ def runner_checkpoint():
         optimizer=dict(state={0: dict(momentum_buffer=torch.ones(2))}, param_groups=[dict(lr=0.1, params=[0])]),
         message_hub=dict(
             log_scalars={'train/loss': history},
-            runtime_info=dict(iter=3, score=np.float64(0.5), count=np.int64(2), flag=np.bool_(True)),
+            runtime_info=dict(
+                iter=3,
+                score=np.float64(0.5),
+                count=np.int64(2),
+                flag=np.bool_(True),
+                palette=np.zeros((2, 3), np.uint8),
+            ),
             resumed_keys={},
         ),
     )
