@@ -42,7 +42,7 @@ def find_checkpoint(path: str) -> str:
     Raises:
         FileNotFoundError: a local path that does not exist.
     """
-    if '://' not in path and not os.path.isfile(path):
+    if '://' not in path and not os.path.isfile(os.path.expanduser(path)):
         raise FileNotFoundError(f'checkpoint {path} not found (working directory: {os.getcwd()})')
     return path
 
@@ -62,11 +62,11 @@ def check_datasets(cfg: Config, loaders: tuple[str, ...]) -> None:
         ValueError: the image folder has no file with the expected suffix.
     """
     for loader in loaders:
-        for dataset in _datasets(cfg.get(loader, {}).get('dataset')):
+        for dataset in _datasets((cfg.get(loader) or {}).get('dataset')):
             root, prefix = dataset.get('data_root') or '', dataset.get('data_prefix') or {}
             for kind, path in prefix.items():
-                folder = os.path.join(root, path)
-                if '://' in folder:
+                folder = os.path.join(root, path or '')
+                if '://' in folder or (dataset.get('backend_args') or {}).get('backend', 'local') != 'local':
                     continue
                 if not os.path.isdir(folder):
                     raise FileNotFoundError(
@@ -105,7 +105,7 @@ def enable_amp(cfg: Config) -> None:
     """
     if get_device() == 'cpu':
         raise ValueError('--amp needs a GPU, found none')
-    wrapper = cfg.optim_wrapper.type
+    wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise ValueError(f'--amp: optim_wrapper.type={wrapper!r}, expected OptimWrapper')
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
@@ -121,7 +121,8 @@ def enable_tta(cfg: Config) -> None:
     missing = [key for key in ('tta_model', 'tta_pipeline') if cfg.get(key) is None]
     if missing:
         raise ValueError(f'--tta: {cfg.filename} has no {" and no ".join(missing)}')
-    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    for dataset in _datasets(cfg.test_dataloader.dataset):
+        dataset.pipeline = cfg.tta_pipeline
     cfg.tta_model.module = cfg.model
     cfg.model = cfg.tta_model
 
@@ -145,9 +146,19 @@ def enable_drawing(cfg: Config, show_dir: str | None = None, show: bool = False,
     if show:
         hook.update(show=True, wait_time=wait_time)
     if show_dir:
+        cfg.setdefault('visualizer', dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')]))
         cfg.visualizer.save_dir = show_dir
 
 
 def save_predictions(cfg: Config, out_dir: str) -> None:
-    """Write label maps as PNG files, in the label convention of the dataset."""
-    cfg.test_evaluator.update(output_dir=out_dir, keep_results=True)
+    """Write label maps as PNG files, in the label convention of the dataset.
+
+    Raises:
+        ValueError: no ``IoUMetric``, which writes them, in ``test_evaluator``.
+    """
+    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list | tuple) else [cfg.test_evaluator]
+    writers = [evaluator for evaluator in evaluators if evaluator.type == 'IoUMetric']
+    if not writers:
+        raise ValueError(f'--out: test_evaluator of {cfg.filename} has no IoUMetric')
+    for writer in writers:
+        writer.update(output_dir=out_dir, keep_results=True)

@@ -40,7 +40,7 @@ def test_missing_checkpoint():
 
 
 def test_good_dataset_passes(tmp_path):
-    list(make_shapes(str(tmp_path), num_images=5, size=(32, 32)))
+    make_shapes(str(tmp_path), num_images=5, size=(32, 32))
     engine.check_datasets(loader(dataset(tmp_path)), ('train_dataloader', 'val_dataloader'))
 
 
@@ -52,7 +52,7 @@ def test_missing_dataset_folder(tmp_path, wrap):
 
 
 def test_folder_without_matching_images(tmp_path):
-    list(make_shapes(str(tmp_path), num_images=5, size=(32, 32)))
+    make_shapes(str(tmp_path), num_images=5, size=(32, 32))
     with pytest.raises(ValueError, match=r'train_dataloader: no image \*\.tif in .*images/training'):
         engine.check_datasets(loader(dataset(tmp_path, img_suffix='.tif')), ('train_dataloader',))
 
@@ -74,3 +74,42 @@ def test_tta_and_drawing_need_their_parts():
         engine.enable_tta(Config(dict(model=dict())))
     with pytest.raises(ValueError, match=r'--show-dir need default_hooks.visualization'):
         engine.enable_drawing(Config(dict(default_hooks=dict())), show_dir='x')
+
+
+def test_training_without_validation():
+    engine.check_datasets(Config(dict(val_dataloader=None)), ('val_dataloader',))
+
+
+def test_remote_and_absent_folders_are_left_alone(tmp_path):
+    remote = dataset('s3-bucket', backend_args=dict(backend='petrel'))
+    engine.check_datasets(loader(remote), ('train_dataloader',))
+    make_shapes(str(tmp_path), num_images=5, size=(32, 32))
+    unlabelled = dataset(tmp_path)
+    unlabelled['data_prefix'] = dict(img_path='images/training', seg_map_path=None)
+    engine.check_datasets(loader(unlabelled), ('train_dataloader',))
+
+
+def test_several_evaluators_and_wrapped_datasets():
+    iou, other = dict(type='IoUMetric'), dict(type='CityscapesMetric')
+    inner = dict(type='BaseSegDataset', pipeline=[])
+    cfg = Config(
+        dict(
+            test_evaluator=[other, iou],
+            test_dataloader=dict(dataset=dict(type='ConcatDataset', datasets=[inner, inner])),
+            model=dict(),
+            tta_model=dict(),
+            tta_pipeline=[dict(type='LoadImageFromFile')],
+        )
+    )
+    engine.save_predictions(cfg, 'maps')
+    assert cfg.test_evaluator[1].output_dir == 'maps' and 'output_dir' not in cfg.test_evaluator[0]
+    engine.enable_tta(cfg)
+    assert all(d.pipeline == cfg.tta_pipeline for d in cfg.test_dataloader.dataset.datasets)
+    with pytest.raises(ValueError, match='has no IoUMetric'):
+        engine.save_predictions(Config(dict(test_evaluator=other)), 'maps')
+
+
+def test_home_folder_of_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'a.pth').touch()
+    assert engine.find_checkpoint('~/a.pth') == '~/a.pth'
