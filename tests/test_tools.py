@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -23,7 +24,7 @@ MMSEG_TRAIN = Path(mmseg.__file__).parent / '.mim' / 'tools' / 'train.py'
 def config(tmp_path_factory):
     """The demo config with a model and schedule that take seconds."""
     root = tmp_path_factory.mktemp('shapes')
-    list(make_shapes(str(root / 'data'), num_images=10, size=(32, 40)))
+    make_shapes(str(root / 'data'), num_images=10, size=(32, 40))
     path = root / 'tiny.py'
     path.write_text(f"""
 _base_ = '{CONFIG}'
@@ -52,11 +53,13 @@ env_cfg = dict(cudnn_benchmark=False)
     return path
 
 
-def run(*args, check=True, **kwargs):
+def run(*args, check=True):
+    """In a folder of its own: mmseg leaves some behind where it runs."""
     env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
-    result = subprocess.run(
-        [str(a) for a in args], capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL, timeout=300, **kwargs
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        result = subprocess.run(
+            [str(a) for a in args], capture_output=True, text=True, env=env, cwd=folder, stdin=subprocess.DEVNULL
+        )
     output = result.stdout + result.stderr
     assert not check or result.returncode == 0, output[-3000:]
     return output if check else (result.returncode, output)

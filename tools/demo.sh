@@ -1,20 +1,24 @@
 #!/usr/bin/env bash
 # The whole path on generated scenes: draw, train, kill, resume, evaluate, draw the predictions.
-# Run by `make demo`; everything goes to data/shapes and work_dirs/demo.
+# Run by `make demo`; everything goes to work_dirs/demo, which is made anew.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 CONFIG=configs/segmenter/segmenter_demo_1xb16-1400_shapes.py
 OUT=work_dirs/demo
 MIN_MIOU=60
+DATA=(--cfg-options {train,val,test}_dataloader.dataset.data_root="$OUT/data")
 
+show() { # FILE PATTERN: the lines that matter, or the end of the log if there are none
+    grep -E "$2" "$1" || { tail -n 30 "$1"; exit 1; }
+}
+
+echo "== draw 600 labelled scenes"
 rm -rf "$OUT"
-if [ ! -d data/shapes ]; then
-    tools/dataset_converters/make_shapes.py data/shapes --images 600
-fi
+mkdir -p "$OUT"
+tools/dataset_converters/make_shapes.py "$OUT/data" --images 600
 
 echo "== train, and kill the process without warning after its first checkpoint"
-mkdir -p "$OUT"
-tools/train.py "$CONFIG" --work-dir "$OUT" > "$OUT/first_run.txt" 2>&1 &
+tools/train.py "$CONFIG" --work-dir "$OUT" "${DATA[@]}" > "$OUT/first_run.txt" 2>&1 &
 trainer=$!
 trap 'kill -9 $trainer 2> /dev/null || true' EXIT
 while [ ! -f "$OUT/last_checkpoint" ]; do
@@ -23,20 +27,25 @@ while [ ! -f "$OUT/last_checkpoint" ]; do
 done
 kill -9 $trainer
 wait $trainer 2> /dev/null || true
-grep 'Iter(train)' "$OUT/first_run.txt" | tail -n 2
+trap - EXIT
+show "$OUT/first_run.txt" 'Iter\(train\)|Saving checkpoint'
 
 echo "== resume from the last checkpoint"
-tools/train.py "$CONFIG" --work-dir "$OUT" --resume 2>&1 | tee "$OUT/second_run.txt" |
-    grep --line-buffered -E 'resumed|Iter\((train|val)\)' || { tail -n 30 "$OUT/second_run.txt"; exit 1; }
+tools/train.py "$CONFIG" --work-dir "$OUT" --resume "${DATA[@]}" > "$OUT/second_run.txt" 2>&1 || true
+show "$OUT/second_run.txt" 'resumed epoch|Iter\(train\).*00/|Iter\(val\).*mIoU'
 
 echo "== evaluate, and draw annotation | prediction"
 tools/test.py "$CONFIG" "$OUT/iter_1400.pth" --work-dir "$OUT/test" --show-dir "$OUT/pictures" --out "$OUT/labels" \
-    > "$OUT/test.txt" 2>&1 || { tail -n 30 "$OUT/test.txt"; exit 1; }
-grep -A 12 'per class results' "$OUT/test.txt" || true
-grep 'Iter(test).*mIoU' "$OUT/test.txt"
+    "${DATA[@]}" > "$OUT/test.txt" 2>&1 || true
+show "$OUT/test.txt" '^[|+]|Iter\(test\).*mIoU'
 
-miou=$(grep -oE 'Iter\(test\).*mIoU: [0-9.]+' "$OUT/test.txt" | grep -oE '[0-9.]+$')
+# The checkpoint must give what its last validation gave.
+score() { grep -E "Iter\($2\).*mIoU" "$1" | tail -n 1 | grep -oE 'aAcc: .*mAcc: [0-9.]+'; }
+[ "$(score "$OUT/test.txt" test)" = "$(score "$OUT/second_run.txt" val)" ] ||
+    { echo 'the test of the last checkpoint and its validation differ'; exit 1; }
+miou=$(score "$OUT/test.txt" test | grep -oE 'mIoU: [0-9.]+' | grep -oE '[0-9.]+')
 pictures=$(find "$OUT/pictures" -name '*.png' | wc -l)
-echo "mIoU $miou (at least $MIN_MIOU expected); $pictures pictures below $OUT/pictures, label maps in $OUT/labels"
+[ "$pictures" -gt 0 ] || { echo 'no pictures were drawn'; exit 1; }
+echo "mIoU $miou (at least $MIN_MIOU expected)"
+echo "$pictures pictures in $OUT/pictures/vis_data/vis_image, label maps in $OUT/labels"
 awk -v miou="$miou" -v min="$MIN_MIOU" 'BEGIN { exit !(miou >= min) }'
-[ "$pictures" -gt 0 ]

@@ -10,7 +10,8 @@ textures that appear on several outlines.
 """
 
 import os
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -156,8 +157,8 @@ def _place(
 
 def make_shapes(
     out_dir: str, num_images: int = 400, size: tuple[int, int] = (192, 256), num_classes: int = 5, seed: int = 0
-) -> Iterator[str]:
-    """Write the dataset; yields the path of each image after writing it.
+) -> None:
+    """Write the dataset, whole or not at all.
 
     ``images/{training,validation}/*.jpg`` and ``annotations/{training,
     validation}/*.png``; one image in five is for validation. The same
@@ -173,6 +174,7 @@ def make_shapes(
     Raises:
         ValueError: an argument is out of range.
         FileExistsError: ``out_dir`` has an ``images`` or ``annotations`` folder.
+        OSError: cannot write there.
     """
     if num_images < 5:
         raise ValueError(f'num_images={num_images}; expected at least 5, of which one is for validation')
@@ -183,17 +185,19 @@ def make_shapes(
     for kind in ('images', 'annotations'):
         if os.path.exists(os.path.join(out_dir, kind)):
             raise FileExistsError(f'{os.path.join(out_dir, kind)} exists; remove it or choose another folder')
-    for kind in ('images', 'annotations'):
-        for split in ('training', 'validation'):
-            os.makedirs(os.path.join(out_dir, kind, split))
-    for i in range(num_images):
-        # One generator per image: image i does not depend on how many there are.
-        image, labels = draw_scene(np.random.default_rng((seed, i)), *size, num_classes)
-        split, name = ('validation' if i % 5 == 4 else 'training'), f'scene_{i:05d}'
-        path = os.path.join(out_dir, 'images', split, f'{name}.jpg')
-        _write(path, image, [cv2.IMWRITE_JPEG_QUALITY, 92])
-        _write(os.path.join(out_dir, 'annotations', split, f'{name}.png'), labels, [])
-        yield path
+    os.makedirs(out_dir, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix='.part-', dir=out_dir) as part:
+        for kind in ('images', 'annotations'):
+            for split in ('training', 'validation'):
+                os.makedirs(os.path.join(part, kind, split))
+        for i in range(num_images):
+            # One generator per image: image i does not depend on how many there are.
+            image, labels = draw_scene(np.random.default_rng((seed, i)), *size, num_classes)
+            split, name = ('validation' if i % 5 == 4 else 'training'), f'scene_{i:05d}'
+            _write(os.path.join(part, 'images', split, f'{name}.jpg'), image, [cv2.IMWRITE_JPEG_QUALITY, 92])
+            _write(os.path.join(part, 'annotations', split, f'{name}.png'), labels, [])
+        for kind in ('images', 'annotations'):
+            os.rename(os.path.join(part, kind), os.path.join(out_dir, kind))
 
 
 def _write(path: str, image: np.ndarray, params: list[int]) -> None:

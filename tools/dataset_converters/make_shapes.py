@@ -24,11 +24,11 @@ def main() -> None:
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
     try:
-        count = sum(1 for _ in make_shapes(args.out, args.images, args.size, args.classes, args.seed))
+        make_shapes(args.out, args.images, args.size, args.classes, args.seed)
     except (ValueError, OSError) as error:
         sys.exit(f'make_shapes: {error}')
     names = ', '.join(shape.name for shape in ALL_CLASSES[: args.classes])
-    print(f'wrote {count} images of {args.size[0]}x{args.size[1]} to {args.out}, {args.classes} classes: {names}')
+    print(f'wrote {args.images} images of {args.size[0]}x{args.size[1]} to {args.out}, {args.classes} classes: {names}')
 
 
 if __name__ == '__main__':
