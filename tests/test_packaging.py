@@ -1,22 +1,52 @@
-"""What a user gets who installs a wheel and has no checkout."""
+"""What a user gets who installs a wheel or an sdist and has no checkout."""
 
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
+SHIPPED = [
+    path.relative_to(ROOT).as_posix()
+    for folder in ('configs', 'tools')
+    for path in (ROOT / folder).rglob('*')
+    if path.suffix in ('.py', '.sh')
+]
 
 
-def test_wheel_carries_configs_and_tools(tmp_path):
-    subprocess.run(['git', 'clone', '-q', '--depth=1', f'file://{ROOT}', tmp_path / 'clone'], check=True)
-    command = [sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', tmp_path, '.']
-    subprocess.run(command, cwd=tmp_path / 'clone', check=True)
-    (wheel,) = tmp_path.glob('mmseg_segmenter-*.whl')
+@pytest.fixture(scope='module')
+def tree(tmp_path_factory):
+    """The working tree without what is not part of the project."""
+    copy = tmp_path_factory.mktemp('source') / 'tree'
+    ignore = shutil.ignore_patterns('.*_cache', '__pycache__', '.git', '.venv', 'work_dirs', 'build', '*.egg-info')
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=ignore)
+    return copy
+
+
+def build(kind, tree, out):
+    code = f'from setuptools import build_meta; build_meta.build_{kind}({str(out)!r})'
+    subprocess.run([sys.executable, '-c', code], cwd=tree, check=True, capture_output=True)
+
+
+def assert_complete(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    for folder in ('configs', 'tools'):
-        committed = subprocess.run(['git', 'ls-files', folder], cwd=ROOT, capture_output=True, text=True, check=True)
-        missing = {f'mmseg_segmenter/.mim/{path}' for path in committed.stdout.split()} - names
-        # What is not committed yet is not in the clone either.
-        assert not {m for m in missing if (tmp_path / 'clone' / m.removeprefix('mmseg_segmenter/.mim/')).exists()}
-        assert any(name.startswith(f'mmseg_segmenter/.mim/{folder}/') for name in names)
+    assert SHIPPED and not [path for path in SHIPPED if f'mmseg_segmenter/.mim/{path}' not in names]
+
+
+def test_wheel_carries_configs_and_tools(tree, tmp_path):
+    build('wheel', tree, tmp_path)
+    assert_complete(*tmp_path.glob('*.whl'))
+
+
+def test_wheel_of_the_sdist_does_too(tree, tmp_path):
+    build('sdist', tree, tmp_path)
+    (sdist,) = tmp_path.glob('*.tar.gz')
+    with tarfile.open(sdist) as file:
+        file.extractall(tmp_path / 'unpacked', filter='data')
+    (unpacked,) = (tmp_path / 'unpacked').iterdir()
+    build('wheel', unpacked, tmp_path)
+    assert_complete(*tmp_path.glob('*.whl'))
