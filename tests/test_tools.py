@@ -16,7 +16,7 @@ import torch
 from mmseg_segmenter.datasets.shapes import make_shapes
 
 ROOT = Path(__file__).parent.parent
-CONFIG = ROOT / 'configs' / 'segmenter' / 'segmenter_demo_1xb16-1400_shapes.py'
+CONFIG = ROOT / 'configs' / 'segmenter' / 'segmenter_demo_1xb16-1200_shapes.py'
 MMSEG_TRAIN = Path(mmseg.__file__).parent / '.mim' / 'tools' / 'train.py'
 
 

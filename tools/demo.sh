@@ -3,7 +3,7 @@
 # Run by `make demo`; everything goes to work_dirs/demo, which is made anew.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-CONFIG=configs/segmenter/segmenter_demo_1xb16-1400_shapes.py
+CONFIG=configs/segmenter/segmenter_demo_1xb16-1200_shapes.py
 OUT=work_dirs/demo
 MIN_MIOU=60
 DATA=(--cfg-options {train,val,test}_dataloader.dataset.data_root="$OUT/data")
@@ -35,7 +35,7 @@ tools/train.py "$CONFIG" --work-dir "$OUT" --resume "${DATA[@]}" > "$OUT/second_
 show "$OUT/second_run.txt" 'resumed epoch|Iter\(train\).*00/|Iter\(val\).*mIoU'
 
 echo "== evaluate, and draw annotation | prediction"
-tools/test.py "$CONFIG" "$OUT/iter_1400.pth" --work-dir "$OUT/test" --show-dir "$OUT/pictures" --out "$OUT/labels" \
+tools/test.py "$CONFIG" "$OUT/iter_1200.pth" --work-dir "$OUT/test" --show-dir "$OUT/pictures" --out "$OUT/labels" \
     "${DATA[@]}" > "$OUT/test.txt" 2>&1 || true
 show "$OUT/test.txt" '^[|+]|Iter\(test\).*mIoU'
 

@@ -1,6 +1,6 @@
 # A small Segmenter (ViT of width 128 and depth 4, patch 12) on generated scenes: minutes on two CPU cores.
 # Not a published experiment. `make demo` runs it.
-# tools/train.py configs/segmenter/segmenter_demo_1xb16-1400_shapes.py
+# tools/train.py configs/segmenter/segmenter_demo_1xb16-1200_shapes.py
 # From random weights AdamW with a warm-up learns where the paper's SGD, made for pretrained ones, hardly moves.
 _base_ = [
     '../_base_/models/segmenter_vit-b16_mask.py',
@@ -40,9 +40,9 @@ model = dict(
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=5e-4, weight_decay=0.05))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, begin=0, end=80, by_epoch=False),
-    dict(type='PolyLR', eta_min=1e-5, power=0.9, begin=80, end=1400, by_epoch=False),
+    dict(type='PolyLR', eta_min=1e-5, power=0.9, begin=80, end=1200, by_epoch=False),
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=1400, val_interval=700)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=1200, val_interval=600)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 default_hooks = dict(
