@@ -128,7 +128,7 @@ def _checkpoint_globals() -> list[Any]:
     ]
 
 
-def load_checkpoint_file(filename: str, map_location: Any = None) -> Any:
+def load_from_local(filename: str, map_location: Any = None) -> Any:
     """Read a checkpoint without executing anything in it.
 
     Replaces mmengine's reader of local files: torch >= 2.6 refuses mmengine's
@@ -180,7 +180,7 @@ def allow_mmengine_checkpoints() -> None:
     from mmengine.runner.checkpoint import CheckpointLoader
 
     torch.serialization.add_safe_globals(_checkpoint_globals())
-    CheckpointLoader.register_scheme(prefixes='', loader=load_checkpoint_file, force=True)
+    CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
 
 
 check_installation()

@@ -3,6 +3,7 @@
 
 import argparse
 import os
+import sys
 
 from mmengine.config import DictAction
 
@@ -34,15 +35,18 @@ def main() -> None:
 
     from mmseg_segmenter import engine
 
-    cfg = engine.load_config(args.config, args.work_dir, args.cfg_options, args.launcher)
-    cfg.load_from = engine.find_checkpoint(args.checkpoint)
-    if args.show or args.show_dir:
-        engine.enable_drawing(cfg, args.show_dir, args.show, args.wait_time)
-    if args.tta:
-        engine.enable_tta(cfg)
-    if args.out:
-        engine.save_predictions(cfg, args.out)
-    engine.check_datasets(cfg, ('test_dataloader',))
+    try:
+        cfg = engine.load_config(args.config, args.work_dir, args.cfg_options, args.launcher)
+        cfg.load_from = engine.find_checkpoint(args.checkpoint)
+        if args.show or args.show_dir:
+            engine.enable_drawing(cfg, args.show_dir, args.show, args.wait_time)
+        if args.tta:
+            engine.enable_tta(cfg)
+        if args.out:
+            engine.save_predictions(cfg, args.out)
+        engine.check_datasets(cfg, ('test_dataloader',))
+    except (FileNotFoundError, ValueError) as error:  # what the user can set right: no traceback
+        sys.exit(f'test.py: {error}')
     engine.use_cpu_process_group(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.test()

@@ -3,6 +3,7 @@
 
 import argparse
 import os
+import sys
 
 from mmengine.config import DictAction
 
@@ -30,11 +31,14 @@ def main() -> None:
 
     from mmseg_segmenter import engine
 
-    cfg = engine.load_config(args.config, args.work_dir, args.cfg_options, args.launcher)
-    cfg.resume = args.resume or cfg.get('resume', False)
-    if args.amp:
-        engine.enable_amp(cfg)
-    engine.check_datasets(cfg, ('train_dataloader', 'val_dataloader'))
+    try:
+        cfg = engine.load_config(args.config, args.work_dir, args.cfg_options, args.launcher)
+        cfg.resume = args.resume or cfg.get('resume', False)
+        if args.amp:
+            engine.enable_amp(cfg)
+        engine.check_datasets(cfg, ('train_dataloader', 'val_dataloader'))
+    except (FileNotFoundError, ValueError) as error:  # what the user can set right: no traceback
+        sys.exit(f'train.py: {error}')
     engine.use_cpu_process_group(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.train()
