@@ -1,0 +1,1 @@
+"""Foreign checkpoint formats, one file each, to mmseg's layout and back."""

@@ -1,0 +1,126 @@
+"""What a converted ViT is, read from the shapes of its tensors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..models.layers import square_grid
+
+_NAMES = {192: 'Ti', 384: 'S', 768: 'B', 1024: 'L', 1280: 'H'}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Of a ViT encoder in mmseg's layout.
+
+    Attributes:
+        embed_dims: width D.
+        num_layers: depth.
+        feedforward_channels: hidden width of the feed-forward networks.
+        patch_size: side of a patch in pixels.
+        in_channels: channels of the image.
+        num_patches: rows of ``pos_embed`` without those of extra tokens.
+        with_dist_token: distilled DeiT.
+        num_parameters: of the encoder.
+        num_heads: where the source format tells.
+    """
+
+    embed_dims: int
+    num_layers: int
+    feedforward_channels: int
+    patch_size: int
+    in_channels: int
+    num_patches: int
+    with_dist_token: bool
+    num_parameters: int
+    num_heads: int | None = None
+
+    @property
+    def img_size(self) -> tuple[int, int] | None:
+        """Pixels of the (square) image that ``pos_embed`` is made for."""
+        grid = square_grid(self.num_patches)
+        return None if grid is None else (grid[0] * self.patch_size, grid[1] * self.patch_size)
+
+    def __str__(self) -> str:
+        name = f'{"DeiT" if self.with_dist_token else "ViT"}-{_NAMES.get(self.embed_dims, f"D{self.embed_dims}")}'
+        size = 'x'.join(map(str, self.img_size)) if self.img_size else f'{self.num_patches} patches'
+        heads = f', {self.num_heads} heads' if self.num_heads else ''
+        tokens = 'cls and dist token' if self.with_dist_token else 'cls token'
+        return (
+            f'{name}/{self.patch_size}, {size}, {self.num_layers} layers{heads}, '
+            f'{self.num_parameters / 1e6:.1f} M parameters, {tokens}'
+        )
+
+
+def read_architecture(
+    state: Mapping[str, Tensor],
+    origin: Mapping[str, tuple[str, ...]] | None = None,
+    num_heads: int | None = None,
+) -> Architecture:
+    """Read the sizes of an encoder and check every tensor against them.
+
+    Args:
+        state: encoder in mmseg's layout, without prefix.
+        origin: our key -> source keys, for messages.
+        num_heads: where the source format tells.
+
+    Raises:
+        ValueError: names a tensor whose shape contradicts the rest.
+    """
+
+    def fail(key: str, expected: str) -> None:
+        source = ' + '.join((origin or {}).get(key, (key,)))
+        raise ValueError(f'{source}: shape {tuple(state[key].shape)} contradicts the rest, expected {expected}')
+
+    D = state['cls_token'].shape[-1]
+    depth = 1 + max(int(key.split('.')[1]) for key in state if key.startswith('layers.'))
+    M = state['layers.0.ffn.layers.0.0.weight'].shape[0]
+    weight = state['patch_embed.projection.weight']
+    if weight.ndim != 4 or weight.shape[0] != D or weight.shape[2] != weight.shape[3]:
+        fail('patch_embed.projection.weight', f'({D}, channels, patch, patch)')
+    P = weight.shape[-1]
+    shapes: dict[str, tuple[int, ...]] = {
+        'cls_token': (1, 1, D),
+        'patch_embed.projection.bias': (D,),
+        'ln1.weight': (D,),
+        'ln1.bias': (D,),
+    }
+    extra = 1
+    if 'dist_token' in state:
+        shapes['dist_token'], extra = (1, 1, D), 2
+    block = {
+        'attn.attn.in_proj_weight': (3 * D, D),
+        'attn.attn.in_proj_bias': (3 * D,),
+        'attn.attn.out_proj.weight': (D, D),
+        'attn.attn.out_proj.bias': (D,),
+        'ffn.layers.0.0.weight': (M, D),
+        'ffn.layers.0.0.bias': (M,),
+        'ffn.layers.1.weight': (D, M),
+        'ffn.layers.1.bias': (D,),
+        **{f'{norm}.{kind}': (D,) for norm in ('ln1', 'ln2') for kind in ('weight', 'bias')},
+    }
+    shapes |= {f'layers.{i}.{name}': shape for i in range(depth) for name, shape in block.items()}
+    for key, shape in shapes.items():
+        if key in state and tuple(state[key].shape) != shape:
+            fail(key, str(shape))
+    pos_embed = state['pos_embed']
+    if pos_embed.ndim != 3 or pos_embed.shape[0] != 1 or pos_embed.shape[2] != D or pos_embed.shape[1] <= extra:
+        fail('pos_embed', f'(1, {extra} + patches, {D})')
+    return Architecture(
+        embed_dims=D,
+        num_layers=depth,
+        feedforward_channels=M,
+        patch_size=P,
+        in_channels=weight.shape[1],
+        num_patches=pos_embed.shape[1] - extra,
+        with_dist_token=extra == 2,
+        num_parameters=sum(t.numel() for t in state.values()),
+        num_heads=num_heads,
+    )
+
+
+def not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """Keys of tensors with NaN or infinite values."""
+    return [key for key, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]

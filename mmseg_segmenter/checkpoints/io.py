@@ -1,0 +1,142 @@
+"""Read foreign files without executing anything in them; write ours whole or not at all."""
+
+import hashlib
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..compat import load_from_local
+
+
+def read_tensors(path: str) -> dict[str, Tensor]:
+    """Tensors of a checkpoint file, by its suffix ``.npz``, ``.safetensors`` or torch.
+
+    A torch file may hold the tensors below ``state_dict`` (OpenMMLab) or
+    ``model`` (DeiT, official Segmenter).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: damaged, refused or without tensors; names the file.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'{path} not found (working directory: {os.getcwd()})')
+    if path.endswith('.npz'):
+        return read_npz(path)
+    if path.endswith('.safetensors'):
+        return _read_safetensors(path)
+    content = load_from_local(path, map_location='cpu')
+    for key in ('state_dict', 'model'):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()) or not content:
+        found = ', '.join(map(str, list(content)[:5])) if isinstance(content, Mapping) else type(content).__name__
+        raise ValueError(f'{path}: expected tensors by name, below "state_dict", "model" or directly; found {found}')
+    return dict(content)
+
+
+def read_npz(path: str) -> dict[str, Tensor]:
+    """Arrays of an ``.npz`` file as tensors, without copies.
+
+    Raises:
+        ValueError: not an ``.npz`` file, cut short, or with pickled objects
+            (which are refused: unpickling runs code).
+    """
+    size = f'{os.path.getsize(path):,} bytes'
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f'{path} ({size}) is not an .npz file; it may be incomplete or another kind of file')
+    tensors = {}
+    key = ''
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            for key in file.files:
+                array = file[key]
+                if array.dtype.kind not in 'fiub':
+                    raise ValueError(f'{path}: array {key!r} has dtype {array.dtype}, expected numbers')
+                tensors[key] = torch.from_numpy(array)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise ValueError(f'{path} ({size}) is damaged at {key!r} ({error})') from None
+    except ValueError as error:
+        if 'allow_pickle' in str(error):
+            raise ValueError(f'{path}: refused, array {key!r} is a pickled object') from None
+        raise
+    return tensors
+
+
+def _read_safetensors(path: str) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise ImportError(f'{path}: run pip install safetensors to read it') from None
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f'{path} ({os.path.getsize(path):,} bytes) is not a readable checkpoint ({error})') from None
+
+
+def sha256(path: str) -> str:
+    """Hex digest of a file."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else _digest(file)
+
+
+def _digest(file: Any) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def save_checkpoint(path: str, content: dict[str, Any], force: bool = False) -> None:
+    """``torch.save``, whole or not at all.
+
+    Raises:
+        FileExistsError: ``path`` exists and ``force`` is not set.
+        OSError: cannot write there; nothing is left behind.
+    """
+    write_whole(path, lambda temporary: torch.save(content, temporary), force)
+
+
+def write_whole(path: str, write: Callable[[str], None], force: bool = False) -> None:
+    """Write a file beside its place, then rename it; folders are made.
+
+    Args:
+        path: where the file goes.
+        write: writes to the path it is given.
+        force: replace an existing file.
+
+    Raises:
+        FileExistsError: ``path`` exists and ``force`` is not set.
+        OSError: cannot write there; nothing is left behind.
+    """
+    if os.path.exists(path) and not force:
+        raise FileExistsError(f'{path} exists; use --force to replace it')
+    folder = os.path.dirname(os.path.abspath(path))
+    try:
+        os.makedirs(folder, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f'.{os.path.basename(path)}.', suffix='.part', dir=folder)
+    except OSError as error:
+        raise OSError(f'cannot write {path}: {error.strerror}') from None
+    os.close(handle)
+    try:
+        write(temporary)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        raise OSError(f'cannot write {path}: {getattr(error, "strerror", None) or error}') from None
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
