@@ -8,15 +8,9 @@ import numpy as np
 import torch
 from mmseg.registry import MODELS
 
+from mmseg_segmenter.checkpoints import segm
+
 DATA = Path(__file__).parent / 'data'
-_BLOCK = {
-    'norm1': 'ln1',
-    'attn.qkv.': 'attn.attn.in_proj_',
-    'attn.proj': 'attn.attn.out_proj',
-    'norm2': 'ln2',
-    'mlp.fc1': 'ffn.layers.0.0',
-    'mlp.fc2': 'ffn.layers.1',
-}
 
 
 def load(name: str) -> dict[str, np.ndarray]:
@@ -24,27 +18,9 @@ def load(name: str) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def to_ours(reference: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    state = {}
-    for key, value in reference.items():
-        if not key.startswith('sd/'):
-            continue
-        name = key[3:].replace('encoder.', 'backbone.').replace('decoder.', 'decode_head.', 1)
-        name = name.replace('.blocks.', '.layers.').replace('patch_embed.proj.', 'patch_embed.projection.')
-        name = name.replace('backbone.norm.', 'backbone.ln1.').replace('proj_dec', 'dec_proj')
-        if '.layers.' in name:
-            for theirs, ours in _BLOCK.items():
-                name = name.replace(theirs, ours)
-        tensor = torch.from_numpy(value)
-        if name in ('decode_head.proj_patch', 'decode_head.proj_classes'):
-            # raw parameters used as x @ W
-            name, tensor = name.replace('proj_patch', 'patch_proj').replace('proj_classes', 'classes_proj'), tensor.T
-            name += '.weight'
-        if name.startswith('decode_head.head.'):
-            name = name.replace('head.head', 'head.conv_seg')
-            tensor = tensor[:, :, None, None] if tensor.ndim == 2 else tensor
-        state[name] = tensor
-    return state
+def weights(reference: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """The official state_dict, names exactly as there."""
+    return {key[3:]: torch.from_numpy(value) for key, value in reference.items() if key.startswith('sd/')}
 
 
 def build(name: str, reference: dict[str, np.ndarray]) -> Any:
@@ -77,5 +53,5 @@ def build(name: str, reference: dict[str, np.ndarray]) -> Any:
             test_cfg=dict(mode='whole', size_divisor=meta['patch_size']),
         )
     )
-    model.load_state_dict(to_ours(reference), strict=True)
+    model.load_state_dict(segm.to_mmseg(weights(reference)).state_dict, strict=True)
     return model.eval()
