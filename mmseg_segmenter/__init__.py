@@ -4,8 +4,12 @@ Importing the package registers its classes with mmseg, which is all that
 ``custom_imports = dict(imports=['mmseg_segmenter'])`` in a config does.
 """
 
+__version__ = '0.1.0'
+
 from . import compat  # noqa: F401  first: mmseg does not import without it
+from .checkpoints import loaders
 from .models import LinearHead, Segmenter, SegmenterMaskTransformerHead, SegmenterViT
 
-__version__ = '0.1.0'
+loaders.register()
+
 __all__ = ['LinearHead', 'Segmenter', 'SegmenterMaskTransformerHead', 'SegmenterViT', '__version__']

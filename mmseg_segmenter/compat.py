@@ -131,7 +131,7 @@ def _checkpoint_globals() -> list[Any]:
 def load_from_local(filename: str, map_location: Any = None) -> Any:
     """Read a checkpoint without executing anything in it.
 
-    Replaces mmengine's reader of local files: torch >= 2.6 refuses mmengine's
+    In place of mmengine's reader of local files: torch >= 2.6 refuses mmengine's
     own checkpoints unless ``HistoryBuffer`` is allowed, older torch would run
     any code in the file. Can go when mmengine registers its classes.
 
@@ -177,10 +177,7 @@ def _damaged(filename: str, reason: str) -> str:
 
 def allow_mmengine_checkpoints() -> None:
     """Make mmengine load its own checkpoints under ``weights_only=True``."""
-    from mmengine.runner.checkpoint import CheckpointLoader
-
     torch.serialization.add_safe_globals(_checkpoint_globals())
-    CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
 
 
 check_installation()

@@ -1,0 +1,120 @@
+"""Convert a file with a pretrained encoder, and account for it."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .. import __version__
+from . import augreg, timm
+from .architecture import Architecture, not_finite, read_architecture
+from .io import read_tensors, save_checkpoint, sha256
+from .keymap import Conversion, listed
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A pretrained encoder in mmseg's layout.
+
+    Attributes:
+        source: path of the file it was read from.
+        architecture: its sizes.
+        conversion: tensors and the account of every source key.
+    """
+
+    source: str
+    architecture: Architecture
+    conversion: Conversion
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a user should know before training from these weights."""
+        bad = not_finite(self.conversion.state_dict)
+        return [f'{self.source}: NaN or infinite values in {listed(bad)}'] if bad else []
+
+    def __str__(self) -> str:
+        dropped = listed(self.conversion.dropped) or 'nothing'
+        sources = sum(map(len, self.conversion.origin.values()))
+        return (
+            f'read {self.source}: {self.architecture}\n'
+            f'mapped {sources} tensors to {len(self.conversion.state_dict)}; dropped {dropped}'
+        )
+
+
+def read_encoder(path: str) -> Encoder:
+    """Read an AugReg ``.npz``, or a timm or DeiT ``.pth`` or ``.safetensors``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: names the file and what is wrong: damaged or refused, keys
+            missing or unknown, shapes that contradict each other.
+    """
+    tensors = read_tensors(path)
+    try:
+        conversion = _to_mmseg(tensors)
+        architecture = read_architecture(conversion.state_dict, conversion.origin, augreg.num_heads(tensors))
+    except ValueError as error:
+        raise ValueError(f'{path}: cannot convert, {error}') from None
+    return Encoder(path, architecture, conversion)
+
+
+def _to_mmseg(tensors: Mapping[str, Tensor]) -> Conversion:
+    is_jax = any('/' in key for key in tensors)
+    return augreg.to_mmseg(tensors) if is_jax else timm.to_mmseg(tensors)
+
+
+def convert_encoder(source: str, destination: str, force: bool = False) -> Encoder:
+    """Convert a file; the destination is written whole or not at all.
+
+    It holds plain tensors and a small ``meta`` dict, loads with
+    ``weights_only=True`` and in plain mmseg.
+
+    Args:
+        source: as :func:`read_encoder`.
+        destination: ``.pth`` file; its folder is made.
+        force: replace an existing destination.
+
+    Raises:
+        FileExistsError: the destination exists and ``force`` is not set.
+        OSError: cannot write there.
+        others: as :func:`read_encoder`.
+    """
+    if os.path.exists(destination) and not force:
+        raise FileExistsError(f'{destination} exists; use --force to replace it')
+    encoder = read_encoder(source)
+    meta: dict[str, Any] = dict(
+        source=os.path.basename(source),
+        sha256=sha256(source),
+        architecture=str(encoder.architecture),
+        converter=f'mmseg_segmenter {__version__}',
+    )
+    save_checkpoint(destination, dict(state_dict=encoder.conversion.state_dict, meta=meta), force)
+    return encoder
+
+
+def command_line(description: str, argv: list[str] | None = None) -> int:
+    """``SOURCE DESTINATION [--force]``, shared by the encoder converters.
+
+    Returns:
+        Exit code: 0, or 1 after one line about what is wrong.
+    """
+    import argparse
+    import sys
+
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('source', help='pretrained weights')
+    parser.add_argument('destination', help='.pth file to write, for init_cfg=dict(type="Pretrained", checkpoint=...)')
+    parser.add_argument('--force', action='store_true', help='replace an existing destination')
+    args = parser.parse_args(argv)
+    try:
+        encoder = convert_encoder(args.source, args.destination, args.force)
+    except (ValueError, OSError, ImportError) as error:
+        print(f'{parser.prog}: {error}', file=sys.stderr)
+        return 1
+    for warning in encoder.warnings:
+        print(f'warning: {warning}', file=sys.stderr)
+    print(encoder)
+    print(f'wrote {args.destination}')
+    return 0
