@@ -64,6 +64,9 @@ def test_the_papers_recipe(name):
     assert model.backbone.norm_cfg.eps == 1e-5 and model.backbone.drop_path_rate == 0.1
     assert model.backbone.interpolate_mode == 'bilinear' and model.backbone.final_norm
     assert model.data_preprocessor.mean == model.data_preprocessor.std == [127.5] * 3
+    letter = {'t': 'Ti', 's': 'S', 'b': 'B', 'l': 'L'}[name.split('vit-')[1][0]]
+    assert model.backbone.init_cfg.checkpoint.startswith(f'augreg://{letter}_16-i21k-300ep-lr_0.001-aug_')
+    assert model.backbone.init_cfg.checkpoint.endswith('-res_384')
     assert model.decode_head.loss_decode.avg_non_ignore and model.decode_head.num_classes == 150
     head = model.decode_head
     if 'mask' in name:

@@ -10,7 +10,7 @@ _base_ = [
 ]
 
 checkpoint = (
-    'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/segmenter/vit_large_p16_384_20220308-d4efb41d.pth'
+    'augreg://L_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.1-sd_0.1--imagenet2012-steps_20k-lr_0.01-res_384'
 )
 model = dict(
     data_preprocessor=dict(size=(640, 640)),

@@ -10,7 +10,7 @@ _base_ = [
 ]
 
 checkpoint = (
-    'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/segmenter/vit_small_p16_384_20220308-410f6037.pth'
+    'augreg://S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_384'
 )
 model = dict(
     backbone=dict(

@@ -9,9 +9,7 @@ _base_ = [
     '../_base_/schedules/segmenter_160k.py',
 ]
 
-checkpoint = (
-    'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/segmenter/vit_tiny_p16_384_20220308-cce8c795.pth'
-)
+checkpoint = 'augreg://Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_384'
 model = dict(
     backbone=dict(
         embed_dims=192,

@@ -6,6 +6,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 
 from .. import compat
 from .encoder import read_encoder
+from .hub import PREFIX, locate
 
 
 def load_from_local(filename: str, map_location: Any = None) -> Any:
@@ -24,6 +25,22 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
     return dict(state_dict=read_encoder(filename).conversion.state_dict)
 
 
+def load_from_augreg(filename: str, map_location: Any = None) -> Any:
+    """A released AugReg file by name, ``augreg://NAME``, converted in memory.
+
+    Args:
+        filename: as :func:`mmseg_segmenter.checkpoints.hub.locate`.
+        map_location: not used; the tensors are on the CPU.
+
+    Raises:
+        FileNotFoundError: not on disk and not to be had; says which file to
+            put where.
+        ValueError: damaged or not convertible; names the file.
+    """
+    return load_from_local(locate(filename), map_location)
+
+
 def register() -> None:
-    """Make it mmengine's loader of local files."""
+    """Make them mmengine's loaders."""
     CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
+    CheckpointLoader.register_scheme(prefixes=PREFIX, loader=load_from_augreg, force=True)
