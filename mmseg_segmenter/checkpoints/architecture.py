@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..models.layers import square_grid
+from .keymap import listed
 
 _NAMES = {192: 'Ti', 384: 'S', 768: 'B', 1024: 'L', 1280: 'H'}
 
@@ -121,6 +122,7 @@ def read_architecture(
     )
 
 
-def not_finite(state: Mapping[str, Tensor]) -> list[str]:
-    """Keys of tensors with NaN or infinite values."""
-    return [key for key, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+def value_warnings(source: str, state: Mapping[str, Tensor]) -> list[str]:
+    """What a user should know of the values: keys of tensors with NaN or infinity."""
+    bad = [key for key, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    return [f'{source}: NaN or infinite values in {listed(bad)}'] if bad else []

@@ -1,16 +1,13 @@
 """Convert a file with a pretrained encoder, and account for it."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
-from .. import __version__
 from . import augreg, timm
-from .architecture import Architecture, not_finite, read_architecture
-from .io import read_tensors, save_checkpoint, sha256
+from .architecture import Architecture, read_architecture, value_warnings
+from .io import provenance, read_tensors, refuse_existing, save_checkpoint
 from .keymap import Conversion, listed
 
 
@@ -31,8 +28,7 @@ class Encoder:
     @property
     def warnings(self) -> list[str]:
         """What a user should know before training from these weights."""
-        bad = not_finite(self.conversion.state_dict)
-        return [f'{self.source}: NaN or infinite values in {listed(bad)}'] if bad else []
+        return value_warnings(self.source, self.conversion.state_dict)
 
     def __str__(self) -> str:
         dropped = listed(self.conversion.dropped) or 'nothing'
@@ -81,15 +77,9 @@ def convert_encoder(source: str, destination: str, force: bool = False) -> Encod
         OSError: cannot write there.
         others: as :func:`read_encoder`.
     """
-    if os.path.exists(destination) and not force:
-        raise FileExistsError(f'{destination} exists; use --force to replace it')
+    refuse_existing(destination, force)
     encoder = read_encoder(source)
-    meta: dict[str, Any] = dict(
-        source=os.path.basename(source),
-        sha256=sha256(source),
-        architecture=str(encoder.architecture),
-        converter=f'mmseg_segmenter {__version__}',
-    )
+    meta = provenance(source, encoder.architecture)
     save_checkpoint(destination, dict(state_dict=encoder.conversion.state_dict, meta=meta), force)
     return encoder
 

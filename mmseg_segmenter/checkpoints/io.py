@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import __version__
 from ..compat import load_from_local
 
 
@@ -83,15 +84,31 @@ def _read_safetensors(path: str) -> dict[str, Tensor]:
 
 def sha256(path: str) -> str:
     """Hex digest of a file."""
-    with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else _digest(file)
-
-
-def _digest(file: Any) -> str:
     digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
+    with open(path, 'rb') as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()
+
+
+def provenance(source: str, architecture: object) -> dict[str, str]:
+    """The ``meta`` of a converted checkpoint: what it was made of, and by what."""
+    return dict(
+        source=os.path.basename(source),
+        sha256=sha256(source),
+        architecture=str(architecture),
+        converter=f'mmseg_segmenter {__version__}',
+    )
+
+
+def refuse_existing(path: str, force: bool) -> None:
+    """Is the destination free?
+
+    Raises:
+        FileExistsError: ``path`` exists and ``force`` is not set.
+    """
+    if os.path.exists(path) and not force:
+        raise FileExistsError(f'{path} exists; use --force to replace it')
 
 
 def save_checkpoint(path: str, content: dict[str, Any], force: bool = False) -> None:
@@ -116,8 +133,7 @@ def write_whole(path: str, write: Callable[[str], None], force: bool = False) ->
         FileExistsError: ``path`` exists and ``force`` is not set.
         OSError: cannot write there; nothing is left behind.
     """
-    if os.path.exists(path) and not force:
-        raise FileExistsError(f'{path} exists; use --force to replace it')
+    refuse_existing(path, force)
     folder = os.path.dirname(os.path.abspath(path))
     try:
         os.makedirs(folder, exist_ok=True)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from .. import __version__
 from . import segm
-from .architecture import Architecture, not_finite, read_architecture
-from .io import read_tensors, save_checkpoint, sha256, write_whole
+from .architecture import Architecture, read_architecture, value_warnings
+from .io import provenance, read_tensors, refuse_existing, save_checkpoint, write_whole
 from .keymap import Conversion, listed
 
 # segm/data/utils.py, STATS, in units of 8-bit pixels
@@ -69,8 +69,7 @@ class Run:
     @property
     def warnings(self) -> list[str]:
         """What a user should know before using these weights."""
-        bad = not_finite(self.conversion.state_dict)
-        return [f'{self.checkpoint}: NaN or infinite values in {listed(bad)}'] if bad else []
+        return value_warnings(self.checkpoint, self.conversion.state_dict)
 
     def __str__(self) -> str:
         decoder = f'mask decoder of {self.decoder_layers} layers' if self.decoder_layers else 'linear decoder'
@@ -229,12 +228,7 @@ def convert_run(source: str, destination: str, force: bool = False) -> Run:
     model, config = _free_paths(destination, ('model.pth', 'config.py'), force)
     run = read_run(source)
     text = config_text(run)
-    meta = dict(
-        source=os.path.basename(run.checkpoint),
-        sha256=sha256(run.checkpoint),
-        architecture=str(run.architecture),
-        converter=f'mmseg_segmenter {__version__}',
-    )
+    meta = provenance(run.checkpoint, run.architecture)
     save_checkpoint(model, dict(state_dict=run.conversion.state_dict, meta=meta), force)
     _write_text(config, text, force)
     return run
@@ -242,9 +236,8 @@ def convert_run(source: str, destination: str, force: bool = False) -> Run:
 
 def _free_paths(folder: str, names: tuple[str, ...], force: bool) -> list[str]:
     paths = [os.path.join(folder, name) for name in names]
-    taken = next((path for path in paths if os.path.exists(path)), None)
-    if taken and not force:
-        raise FileExistsError(f'{taken} exists; use --force to replace it')
+    for path in paths:
+        refuse_existing(path, force)
     return paths
 
 
