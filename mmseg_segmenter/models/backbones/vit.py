@@ -18,7 +18,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..layers import TransformerBlock, drop_path_rates, init_transformer_weights, resize_pos_embed, square_grid
+from ..layers import init_transformer_weights, resize_pos_embed, square_grid, transformer_blocks
 
 # Key under which state_dict() notes the grid of pos_embed in its metadata, so
 # that an 18x32 embedding is not taken for a 24x24 one (both have 576 rows).
@@ -167,21 +167,19 @@ class SegmenterViT(BaseModule):
         self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens, embed_dims))
         self.drop_after_pos = nn.Dropout(drop_rate)
         self.ln_pre = build_norm_layer(norm_cfg, embed_dims)[1] if pre_norm else nn.Identity()
-        self.layers = nn.ModuleList(
-            TransformerBlock(
-                embed_dims,
-                num_heads,
-                int(mlp_ratio * embed_dims),
-                drop_rate=drop_rate,
-                attn_drop_rate=attn_drop_rate,
-                drop_path_rate=rate,
-                num_fcs=num_fcs,
-                qkv_bias=qkv_bias,
-                act_cfg=act_cfg,
-                norm_cfg=norm_cfg,
-                with_cp=with_cp,
-            )
-            for rate in drop_path_rates(drop_path_rate, num_layers)
+        self.layers = transformer_blocks(
+            num_layers,
+            drop_path_rate,
+            embed_dims,
+            mlp_ratio,
+            num_heads=num_heads,
+            drop_rate=drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            num_fcs=num_fcs,
+            qkv_bias=qkv_bias,
+            act_cfg=act_cfg,
+            norm_cfg=norm_cfg,
+            with_cp=with_cp,
         )
         self.ln1 = build_norm_layer(norm_cfg, embed_dims)[1] if final_norm else nn.Identity()
 

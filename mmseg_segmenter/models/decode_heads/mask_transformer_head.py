@@ -11,7 +11,7 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ..layers import TransformerBlock, drop_path_rates, init_transformer_weights
+from ..layers import init_transformer_weights, transformer_blocks
 from .common import check_num_classes
 
 
@@ -84,20 +84,18 @@ class SegmenterMaskTransformerHead(BaseDecodeHead):
         del self.conv_seg
         norm_cfg = norm_cfg or dict(type='LN')
         self.init_std = init_std
-        self.layers = nn.ModuleList(
-            TransformerBlock(
-                embed_dims,
-                num_heads,
-                int(mlp_ratio * embed_dims),
-                drop_rate=drop_rate,
-                attn_drop_rate=attn_drop_rate,
-                drop_path_rate=rate,
-                num_fcs=num_fcs,
-                qkv_bias=qkv_bias,
-                act_cfg=act_cfg,
-                norm_cfg=norm_cfg,
-            )
-            for rate in drop_path_rates(drop_path_rate, num_layers)
+        self.layers = transformer_blocks(
+            num_layers,
+            drop_path_rate,
+            embed_dims,
+            mlp_ratio,
+            num_heads=num_heads,
+            drop_rate=drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            num_fcs=num_fcs,
+            qkv_bias=qkv_bias,
+            act_cfg=act_cfg,
+            norm_cfg=norm_cfg,
         )
         self.dec_proj = nn.Linear(in_channels, embed_dims)
         self.cls_emb = nn.Parameter(torch.randn(1, self.num_classes, embed_dims))

@@ -1,5 +1,5 @@
 from .attention import PackedSelfAttention, SelfAttention
-from .block import FeedForward, TransformerBlock, drop_path_rates, init_transformer_weights
+from .block import FeedForward, TransformerBlock, drop_path_rates, init_transformer_weights, transformer_blocks
 from .position import resize_pos_embed, square_grid
 
 __all__ = [
@@ -11,4 +11,5 @@ __all__ = [
     'init_transformer_weights',
     'resize_pos_embed',
     'square_grid',
+    'transformer_blocks',
 ]

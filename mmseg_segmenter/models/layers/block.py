@@ -101,6 +101,26 @@ def drop_path_rates(drop_path_rate: float, num_layers: int) -> list[float]:
     return [drop_path_rate * i / max(num_layers - 1, 1) for i in range(num_layers)]
 
 
+def transformer_blocks(
+    num_layers: int, drop_path_rate: float, embed_dims: int, mlp_ratio: float, **kwargs: Any
+) -> nn.ModuleList:
+    """A stack of blocks with linearly rising stochastic depth.
+
+    Args:
+        num_layers: number of blocks.
+        drop_path_rate: of the last block.
+        embed_dims: width C.
+        mlp_ratio: hidden width of the feed-forward networks over C.
+        kwargs: the other arguments of :class:`TransformerBlock`.
+    """
+    return nn.ModuleList(
+        TransformerBlock(
+            embed_dims=embed_dims, feedforward_channels=int(mlp_ratio * embed_dims), drop_path_rate=rate, **kwargs
+        )
+        for rate in drop_path_rates(drop_path_rate, num_layers)
+    )
+
+
 def init_transformer_weights(module: nn.Module, std: float = 0.02) -> None:
     """The official initialisation, for ``nn.Module.apply``.
 
