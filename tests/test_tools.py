@@ -133,6 +133,24 @@ def test_two_processes(config, tmp_path):
     assert scores(tested, 'test') == scores(output, 'val')[-1:]
 
 
+@pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='reads the names of threads')
+def test_no_thread_of_the_process_group_outlives_the_run(config, tmp_path):
+    """One that is left may abort the interpreter when that ends, once in twenty runs."""
+    script = tmp_path / 'script.py'
+    script.write_text(f"""
+from pathlib import Path
+from mmseg_segmenter import engine
+cfg = engine.load_config({str(config)!r}, {str(tmp_path / 'w')!r}, None, 'pytorch')
+before = len(list(Path('/proc/self/task').iterdir()))
+engine.run(cfg, 'train')
+after = [(task / 'comm').read_text().strip() for task in Path('/proc/self/task').iterdir()]
+assert len(after) <= before, after
+""")
+    group = dict(RANK='0', LOCAL_RANK='0', WORLD_SIZE='1', MASTER_ADDR='127.0.0.1', MASTER_PORT='29618')
+    output = run('env', *(f'{k}={v}' for k, v in group.items()), sys.executable, script)
+    assert 'Distributed training: True' in output
+
+
 # Wrong input
 
 

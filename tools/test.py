@@ -30,9 +30,6 @@ def main() -> None:
     args = parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
 
-    from mmengine.runner import Runner
-    from mmseg.registry import RUNNERS
-
     from mmseg_segmenter import engine
 
     try:
@@ -47,9 +44,7 @@ def main() -> None:
         engine.check_datasets(cfg, ('test_dataloader',))
     except (FileNotFoundError, ValueError) as error:  # what the user can set right: no traceback
         sys.exit(f'test.py: {error}')
-    engine.use_cpu_process_group(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    runner.test()
+    engine.run(cfg, 'test')
 
 
 if __name__ == '__main__':

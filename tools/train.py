@@ -26,9 +26,6 @@ def main() -> None:
     args = parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
 
-    from mmengine.runner import Runner
-    from mmseg.registry import RUNNERS
-
     from mmseg_segmenter import engine
 
     try:
@@ -39,9 +36,7 @@ def main() -> None:
         engine.check_datasets(cfg, ('train_dataloader', 'val_dataloader'))
     except (FileNotFoundError, ValueError) as error:  # what the user can set right: no traceback
         sys.exit(f'train.py: {error}')
-    engine.use_cpu_process_group(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    runner.train()
+    engine.run(cfg, 'train')
 
 
 if __name__ == '__main__':

@@ -7,7 +7,7 @@ from .config import (
     load_config,
     save_predictions,
 )
-from .distributed import use_cpu_process_group
+from .distributed import run
 
 __all__ = [
     'check_datasets',
@@ -16,6 +16,6 @@ __all__ = [
     'enable_tta',
     'find_checkpoint',
     'load_config',
+    'run',
     'save_predictions',
-    'use_cpu_process_group',
 ]
