@@ -1,5 +1,6 @@
 """Convert a file with a pretrained encoder, and account for it."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from . import augreg, timm
 from .architecture import Architecture, read_architecture, value_warnings
-from .io import provenance, read_tensors, refuse_existing, save_checkpoint
+from .io import provenance, read_tensors, refuse_existing, write_checkpoint, write_whole
 from .keymap import Conversion, listed
 
 
@@ -74,13 +75,16 @@ def convert_encoder(source: str, destination: str, force: bool = False) -> Encod
 
     Raises:
         FileExistsError: the destination exists and ``force`` is not set.
+        IsADirectoryError: the destination is a folder.
         OSError: cannot write there.
         others: as :func:`read_encoder`.
     """
     refuse_existing(destination, force)
     encoder = read_encoder(source)
     meta = provenance(source, encoder.architecture)
-    save_checkpoint(destination, dict(state_dict=encoder.conversion.state_dict, meta=meta), force)
+    content = dict(state_dict=encoder.conversion.state_dict, meta=meta)
+    folder, name = os.path.split(destination)
+    write_whole(folder, {name: lambda path: write_checkpoint(path, content)}, force)
     return encoder
 
 

@@ -2,10 +2,12 @@
 
 import hashlib
 import os
+import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -106,53 +108,91 @@ def refuse_existing(path: str, force: bool) -> None:
 
     Raises:
         FileExistsError: ``path`` exists and ``force`` is not set.
+        IsADirectoryError: ``path`` is a folder.
     """
+    if os.path.isdir(path):
+        raise IsADirectoryError(f'{path} is a folder, expected the name of a file')
     if os.path.exists(path) and not force:
         raise FileExistsError(f'{path} exists; use --force to replace it')
 
 
-def save_checkpoint(path: str, content: dict[str, Any], force: bool = False) -> None:
-    """``torch.save``, whole or not at all.
+def write_checkpoint(path: str, content: dict[str, Any]) -> None:
+    """``torch.save``.
 
     Raises:
-        FileExistsError: ``path`` exists and ``force`` is not set.
-        OSError: cannot write there; nothing is left behind.
+        OSError: the system's reason.
     """
-    write_whole(path, lambda temporary: torch.save(content, temporary), force)
+    try:
+        # An open file: given a path, torch writes past Python and the reason is lost.
+        with open(path, 'wb') as file:
+            torch.save(content, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # to torch, a full disk is an "unexpected pos"
+            raise error.__context__ from None
+        raise
 
 
-def write_whole(path: str, write: Callable[[str], None], force: bool = False) -> None:
-    """Write a file beside its place, then rename it; folders are made.
+def write_text(path: str, text: str) -> None:
+    """A file of UTF-8 text."""
+    with open(path, 'w', encoding='utf-8') as file:
+        file.write(text)
+
+
+def write_whole(
+    folder: str,
+    writers: Mapping[str, Callable[[str], None]],
+    force: bool = False,
+    check: Callable[[str], None] | None = None,
+) -> None:
+    """Write files that belong together, all of them or none.
+
+    They are written beside their place and renamed when the last one is
+    whole; what is then left to go wrong is a rename, which takes no space.
 
     Args:
-        path: where the file goes.
-        write: writes to the path it is given.
-        force: replace an existing file.
+        folder: where they go; it is made.
+        writers: by name of the file, what writes to the path it is given.
+        force: replace existing files.
+        check: looks at the written files, in the folder it is given and
+            under their names, before they are put in place; raises if they
+            should not be.
 
     Raises:
-        FileExistsError: ``path`` exists and ``force`` is not set.
+        FileExistsError: a file exists and ``force`` is not set.
+        IsADirectoryError: there is a folder in place of a file.
         OSError: cannot write there; nothing is left behind.
+        others: as ``check``; nothing is left behind.
     """
-    refuse_existing(path, force)
-    folder = os.path.dirname(os.path.abspath(path))
+    paths = {name: os.path.join(folder, name) for name in writers}
+    for path in paths.values():
+        refuse_existing(path, force)
+    with _staging(folder, ' and '.join(paths.values())) as staging:
+        for name, write in writers.items():
+            with _cannot_write(paths[name]):
+                write(os.path.join(staging, name))
+        if check is not None:
+            check(staging)
+        for name, path in paths.items():
+            with _cannot_write(path):
+                os.replace(os.path.join(staging, name), path)
+
+
+@contextmanager
+def _staging(folder: str, names: str) -> Iterator[str]:
+    """A hidden folder in ``folder`` that goes away, with what is in it."""
+    with _cannot_write(names):
+        with suppress(FileExistsError):
+            os.makedirs(folder or '.')
+        staging = tempfile.mkdtemp(prefix='.mmseg_segmenter.', suffix='.part', dir=folder or '.')
     try:
-        os.makedirs(folder, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f'.{os.path.basename(path)}.', suffix='.part', dir=folder)
-    except OSError as error:
-        raise OSError(f'cannot write {path}: {error.strerror}') from None
-    os.close(handle)
-    try:
-        write(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise OSError(f'cannot write {path}: {getattr(error, "strerror", None) or error}') from None
+        yield staging
     finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+        shutil.rmtree(staging)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+@contextmanager
+def _cannot_write(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f'cannot write {path}: {error.strerror or error}') from None

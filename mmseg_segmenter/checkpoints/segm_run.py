@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import __version__
 from . import segm
 from .architecture import Architecture, read_architecture, value_warnings
-from .io import provenance, read_tensors, refuse_existing, save_checkpoint, write_whole
+from .io import provenance, read_tensors, refuse_existing, write_checkpoint, write_text, write_whole
 from .keymap import Conversion, listed
 
 # segm/data/utils.py, STATS, in units of 8-bit pixels
@@ -222,31 +222,26 @@ def convert_run(source: str, destination: str, force: bool = False) -> Run:
 
     Raises:
         FileExistsError: a file exists and ``force`` is not set.
+        IsADirectoryError: there is a folder in place of a file.
         OSError: cannot write there.
         others: as :func:`read_run` and :func:`config_text`.
     """
-    model, config = _free_paths(destination, ('model.pth', 'config.py'), force)
+    _refuse_existing(destination, ('model.pth', 'config.py'), force)
     run = read_run(source)
     text = config_text(run)
-    meta = provenance(run.checkpoint, run.architecture)
-    save_checkpoint(model, dict(state_dict=run.conversion.state_dict, meta=meta), force)
-    _write_text(config, text, force)
+    content = dict(state_dict=run.conversion.state_dict, meta=provenance(run.checkpoint, run.architecture))
+    writers = {
+        'model.pth': lambda path: write_checkpoint(path, content),
+        'config.py': lambda path: write_text(path, text),
+    }
+    write_whole(destination, writers, force)
     return run
 
 
-def _free_paths(folder: str, names: tuple[str, ...], force: bool) -> list[str]:
-    paths = [os.path.join(folder, name) for name in names]
-    for path in paths:
-        refuse_existing(path, force)
-    return paths
-
-
-def _write_text(path: str, text: str, force: bool) -> None:
-    def write(temporary: str) -> None:
-        with open(temporary, 'w', encoding='utf-8') as file:
-            file.write(text)
-
-    write_whole(path, write, force)
+def _refuse_existing(folder: str, names: tuple[str, ...], force: bool) -> None:
+    """Before the work, not after it."""
+    for name in names:
+        refuse_existing(os.path.join(folder, name), force)
 
 
 def official_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -342,11 +337,12 @@ def write_official_run(config: str, checkpoint: str, destination: str, force: bo
     Raises:
         FileNotFoundError: config or checkpoint does not exist.
         FileExistsError: a file exists and ``force`` is not set.
+        IsADirectoryError: there is a folder in place of a file.
         ValueError: the official code cannot build this model, or keys are
             missing or unknown.
         OSError: cannot write there.
     """
-    target, variant_path = _free_paths(destination, ('checkpoint.pth', 'variant.yml'), force)
+    _refuse_existing(destination, ('checkpoint.pth', 'variant.yml'), force)
     if not os.path.isfile(config):
         raise FileNotFoundError(f'config {config} not found (working directory: {os.getcwd()})')
     variant = official_variant(Config.fromfile(config))
@@ -354,5 +350,9 @@ def write_official_run(config: str, checkpoint: str, destination: str, force: bo
         model = official_state(read_tensors(checkpoint))
     except ValueError as error:
         raise ValueError(f'{checkpoint}: cannot convert, {error}') from None
-    save_checkpoint(target, dict(model=model, n_cls=variant['net_kwargs']['n_cls']), force)
-    _write_text(variant_path, yaml.dump(variant), force)
+    content = dict(model=model, n_cls=variant['net_kwargs']['n_cls'])
+    writers = {
+        'checkpoint.pth': lambda path: write_checkpoint(path, content),
+        'variant.yml': lambda path: write_text(path, yaml.dump(variant)),
+    }
+    write_whole(destination, writers, force)

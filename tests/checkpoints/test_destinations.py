@@ -1,0 +1,145 @@
+"""Destinations that cannot be written: one line, and nothing left behind."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import official
+import pytest
+import torch
+
+from mmseg_segmenter.checkpoints import segm_run
+from mmseg_segmenter.checkpoints.encoder import convert_encoder
+from mmseg_segmenter.checkpoints.io import write_text, write_whole
+from mmseg_segmenter.checkpoints.segm_run import convert_run
+
+TOOLS = Path(__file__).parents[2] / 'tools' / 'model_converters'
+NPZ = Path(__file__).parents[1] / 'data' / 'augreg_tiny_i21k.npz'
+VARIANT = """
+dataset_kwargs: {crop_size: 64, dataset: ade20k}
+net_kwargs: {image_size: [64, 64], n_heads: 3, normalization: vit}
+"""
+# Mounts of its own, that go with the process; without root where the system lets users do that.
+NAMESPACE = ['unshare', '--map-root-user', '--mount', 'sh', '-c']
+
+
+@pytest.fixture(scope='module')
+def sources(tmp_path_factory):
+    """By name of the tool, what it reads."""
+    run, ours = tmp_path_factory.mktemp('run'), tmp_path_factory.mktemp('ours')
+    theirs = official.weights(official.load('linear'))
+    torch.save(dict(model=theirs), run / 'checkpoint.pth')
+    (run / 'variant.yml').write_text(VARIANT)
+    convert_run(str(run), str(ours))
+    timm = {k.removeprefix('encoder.'): v for k, v in theirs.items() if k.startswith('encoder.')}
+    torch.save(timm, ours / 'timm.pth')
+    return {
+        'vitjax2mmseg.py': [NPZ],
+        'timm2mmseg.py': [ours / 'timm.pth'],
+        'segm2mmseg.py': [run],
+        'mmseg2segm.py': [ours / 'config.py', ours / 'model.pth'],
+    }
+
+
+ALL = pytest.mark.parametrize(
+    ('tool', 'name'),
+    [
+        ('vitjax2mmseg.py', 'out.pth'),
+        ('timm2mmseg.py', 'out.pth'),
+        ('segm2mmseg.py', ''),
+        ('mmseg2segm.py', ''),
+    ],
+)
+
+
+def one_line(result, *words):
+    """It failed, saying so in one line."""
+    assert result.returncode == 1 and result.stdout == '', result
+    (line,) = result.stderr.splitlines()
+    assert all(word in line for word in words), line
+
+
+@ALL
+def test_below_a_file(tmp_path, sources, tool, name):
+    """A place where nobody can write, root neither."""
+    (tmp_path / 'file').touch()
+    command = [sys.executable, TOOLS / tool, *sources[tool], tmp_path / 'file' / name]
+    result = subprocess.run(command, capture_output=True, text=True)
+    one_line(result, f'cannot write {tmp_path}/file/', 'Not a directory')
+    assert os.listdir(tmp_path) == ['file']
+
+
+def mounted(options, folder, command):
+    """Run a command with a tmpfs at ``folder``, then list what it holds."""
+    if shutil.which('unshare') is None:
+        pytest.skip('no unshare')
+    mount = f'mount -t tmpfs -o {options} none {folder}'
+    if subprocess.run([*NAMESPACE, mount], capture_output=True).returncode:
+        pytest.skip('not allowed to mount')
+    script = f'{mount} && {{ "$@"; code=$?; ls -A {folder} > {folder}.listing; exit $code; }}'
+    result = subprocess.run([*NAMESPACE, script, 'sh', *command], capture_output=True, text=True)
+    return result, Path(f'{folder}.listing').read_text()
+
+
+@ALL
+def test_full_disk(tmp_path, sources, tool, name):
+    folder = tmp_path / 'disk'
+    folder.mkdir()
+    result, left = mounted('size=64k', folder, [sys.executable, TOOLS / tool, *sources[tool], folder / name])
+    one_line(result, f'cannot write {folder}/', 'No space left on device')
+    assert left == ''
+
+
+def test_read_only_disk(tmp_path, sources):
+    folder = tmp_path / 'disk'
+    folder.mkdir()
+    tool = 'segm2mmseg.py'
+    result, left = mounted('ro', folder, [sys.executable, TOOLS / tool, *sources[tool], folder])
+    one_line(result, f'cannot write {folder}/model.pth and {folder}/config.py: Read-only file system')
+    assert left == ''
+
+
+def test_second_file_that_cannot_be_written_takes_the_first_along(tmp_path, sources, monkeypatch):
+    def fail(path, text):
+        Path(path).write_text('half')
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(segm_run, 'write_text', fail)
+    with pytest.raises(OSError, match=r'cannot write .*config\.py: No space left on device'):
+        convert_run(str(sources['segm2mmseg.py'][0]), str(tmp_path))
+    assert os.listdir(tmp_path) == []
+
+
+def test_failed_write_keeps_what_was_there(tmp_path, monkeypatch):
+    (tmp_path / 'out.pth').write_text('mine')
+
+    def fail(content, file):
+        file.write(b'half')
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(torch, 'save', fail)
+    with pytest.raises(OSError, match=r'cannot write .*out\.pth: No space left on device'):
+        convert_encoder(str(NPZ), str(tmp_path / 'out.pth'), force=True)
+    assert os.listdir(tmp_path) == ['out.pth'] and (tmp_path / 'out.pth').read_text() == 'mine'
+
+
+def test_files_that_fail_their_check_are_not_put_in_place(tmp_path):
+    def check(folder):
+        assert sorted(os.listdir(folder)) == ['a', 'b'] and os.listdir(tmp_path) == [os.path.basename(folder)]
+        raise ValueError('no good')
+
+    writers = {name: lambda path: write_text(path, 'text') for name in 'ab'}
+    with pytest.raises(ValueError, match='no good'):
+        write_whole(str(tmp_path), writers, check=check)
+    assert os.listdir(tmp_path) == []
+
+
+def test_umask_is_respected(tmp_path):
+    old = os.umask(0o027)
+    try:
+        write_whole(str(tmp_path), {'a': lambda path: write_text(path, 'text')})
+    finally:
+        os.umask(old)
+    assert (tmp_path / 'a').stat().st_mode & 0o777 == 0o640
