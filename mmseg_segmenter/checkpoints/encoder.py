@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -10,6 +10,7 @@ from . import augreg, timm
 from .architecture import Architecture, read_architecture, value_warnings
 from .io import provenance, read_tensors, refuse_existing, write_checkpoint, write_whole
 from .keymap import Conversion, listed
+from .verify import Comparison, verify_encoder
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,13 @@ class Encoder:
         source: path of the file it was read from.
         architecture: its sizes.
         conversion: tensors and the account of every source key.
+        verified: outputs of both files, if they were compared.
     """
 
     source: str
     architecture: Architecture
     conversion: Conversion
+    verified: Comparison | None = None
 
     @property
     def warnings(self) -> list[str]:
@@ -37,6 +40,7 @@ class Encoder:
         return (
             f'read {self.source}: {self.architecture}\n'
             f'mapped {sources} tensors to {len(self.conversion.state_dict)}; dropped {dropped}'
+            + (f'\nverified: {self.verified}' if self.verified else '')
         )
 
 
@@ -62,7 +66,7 @@ def _to_mmseg(tensors: Mapping[str, Tensor]) -> Conversion:
     return augreg.to_mmseg(tensors) if is_jax else timm.to_mmseg(tensors)
 
 
-def convert_encoder(source: str, destination: str, force: bool = False) -> Encoder:
+def convert_encoder(source: str, destination: str, force: bool = False, verify: bool = False) -> Encoder:
     """Convert a file; the destination is written whole or not at all.
 
     It holds plain tensors and a small ``meta`` dict, loads with
@@ -72,11 +76,14 @@ def convert_encoder(source: str, destination: str, force: bool = False) -> Encod
         source: as :func:`read_encoder`.
         destination: ``.pth`` file; its folder is made.
         force: replace an existing destination.
+        verify: write it only if it gives the same tokens as the source, see
+            :func:`mmseg_segmenter.checkpoints.verify.verify_encoder`.
 
     Raises:
         FileExistsError: the destination exists and ``force`` is not set.
         IsADirectoryError: the destination is a folder.
         OSError: cannot write there.
+        ValueError: the tokens differ.
         others: as :func:`read_encoder`.
     """
     refuse_existing(destination, force)
@@ -84,12 +91,16 @@ def convert_encoder(source: str, destination: str, force: bool = False) -> Encod
     meta = provenance(source, encoder.architecture)
     content = dict(state_dict=encoder.conversion.state_dict, meta=meta)
     folder, name = os.path.split(destination)
-    write_whole(folder, {name: lambda path: write_checkpoint(path, content)}, force)
-    return encoder
+
+    def check(staging: str) -> Comparison:
+        return verify_encoder(source, os.path.join(staging, name), encoder.architecture)
+
+    writers = {name: lambda path: write_checkpoint(path, content)}
+    return replace(encoder, verified=write_whole(folder, writers, force, check if verify else None))
 
 
 def command_line(description: str, argv: list[str] | None = None) -> int:
-    """``SOURCE DESTINATION [--force]``, shared by the encoder converters.
+    """``SOURCE DESTINATION [--force] [--verify]``, shared by the encoder converters.
 
     Returns:
         Exit code: 0, or 1 after one line about what is wrong.
@@ -101,9 +112,10 @@ def command_line(description: str, argv: list[str] | None = None) -> int:
     parser.add_argument('source', help='pretrained weights')
     parser.add_argument('destination', help='.pth file to write, for init_cfg=dict(type="Pretrained", checkpoint=...)')
     parser.add_argument('--force', action='store_true', help='replace an existing destination')
+    parser.add_argument('--verify', action='store_true', help='run both models on one image; write only if they agree')
     args = parser.parse_args(argv)
     try:
-        encoder = convert_encoder(args.source, args.destination, args.force)
+        encoder = convert_encoder(args.source, args.destination, args.force, args.verify)
     except (ValueError, OSError, ImportError) as error:
         print(f'{parser.prog}: {error}', file=sys.stderr)
         return 1

@@ -142,8 +142,8 @@ def write_whole(
     folder: str,
     writers: Mapping[str, Callable[[str], None]],
     force: bool = False,
-    check: Callable[[str], None] | None = None,
-) -> None:
+    check: Callable[[str], Any] | None = None,
+) -> Any:
     """Write files that belong together, all of them or none.
 
     They are written beside their place and renamed when the last one is
@@ -156,6 +156,9 @@ def write_whole(
         check: looks at the written files, in the folder it is given and
             under their names, before they are put in place; raises if they
             should not be.
+
+    Returns:
+        What ``check`` returns.
 
     Raises:
         FileExistsError: a file exists and ``force`` is not set.
@@ -170,11 +173,11 @@ def write_whole(
         for name, write in writers.items():
             with _cannot_write(paths[name]):
                 write(os.path.join(staging, name))
-        if check is not None:
-            check(staging)
+        result = check(staging) if check is not None else None
         for name, path in paths.items():
             with _cannot_write(path):
                 os.replace(os.path.join(staging, name), path)
+    return result
 
 
 @contextmanager

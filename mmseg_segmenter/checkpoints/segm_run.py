@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pprint import pformat
 from typing import Any
 
@@ -16,6 +16,7 @@ from . import segm
 from .architecture import Architecture, read_architecture, value_warnings
 from .io import provenance, read_tensors, refuse_existing, write_checkpoint, write_text, write_whole
 from .keymap import Conversion, listed
+from .verify import Comparison, verify_run
 
 # segm/data/utils.py, STATS, in units of 8-bit pixels
 _NORMALIZATION = {
@@ -49,12 +50,14 @@ class Run:
         variant: content of ``variant.yml``.
         conversion: tensors and the account of every source key.
         architecture: of the encoder.
+        verified: outputs of both models, if they were compared.
     """
 
     checkpoint: str
     variant: dict[str, Any]
     conversion: Conversion
     architecture: Architecture
+    verified: Comparison | None = None
 
     @property
     def decoder_layers(self) -> int:
@@ -76,6 +79,7 @@ class Run:
         return (
             f'read {self.checkpoint}: {self.architecture}; {decoder}, {self.num_classes} classes\n'
             f'mapped {len(self.conversion.origin)} tensors; dropped {listed(self.conversion.dropped) or "nothing"}'
+            + (f'\nverified: {self.verified}' if self.verified else '')
         )
 
 
@@ -212,18 +216,21 @@ model = {pformat(model, sort_dicts=False, width=110)}
 """
 
 
-def convert_run(source: str, destination: str, force: bool = False) -> Run:
+def convert_run(source: str, destination: str, force: bool = False, verify: bool = False) -> Run:
     """Write ``DESTINATION/{model.pth, config.py}`` from an official run.
 
     Args:
         source: folder of the run, or ``checkpoint.pth`` in it.
         destination: folder, made if needed.
         force: replace existing files.
+        verify: write them only if the model they make gives the official
+            logits, see :func:`mmseg_segmenter.checkpoints.verify.verify_run`.
 
     Raises:
         FileExistsError: a file exists and ``force`` is not set.
         IsADirectoryError: there is a folder in place of a file.
         OSError: cannot write there.
+        ValueError: the logits differ.
         others: as :func:`read_run` and :func:`config_text`.
     """
     _refuse_existing(destination, ('model.pth', 'config.py'), force)
@@ -234,8 +241,12 @@ def convert_run(source: str, destination: str, force: bool = False) -> Run:
         'model.pth': lambda path: write_checkpoint(path, content),
         'config.py': lambda path: write_text(path, text),
     }
-    write_whole(destination, writers, force)
-    return run
+
+    def check(staging: str) -> Comparison:
+        config, model = (os.path.join(staging, name) for name in ('config.py', 'model.pth'))
+        return verify_run(run.checkpoint, run.variant['net_kwargs'], config, model)
+
+    return replace(run, verified=write_whole(destination, writers, force, check if verify else None))
 
 
 def _refuse_existing(folder: str, names: tuple[str, ...], force: bool) -> None:
@@ -325,7 +336,9 @@ def official_variant(cfg: Config) -> dict[str, Any]:
     )
 
 
-def write_official_run(config: str, checkpoint: str, destination: str, force: bool = False) -> None:
+def write_official_run(
+    config: str, checkpoint: str, destination: str, force: bool = False, verify: bool = False
+) -> Comparison | None:
     """Write ``DESTINATION/{checkpoint.pth, variant.yml}`` for the official code.
 
     Args:
@@ -333,13 +346,18 @@ def write_official_run(config: str, checkpoint: str, destination: str, force: bo
         checkpoint: its weights.
         destination: folder, made if needed.
         force: replace existing files.
+        verify: write them only if the official model gives the same logits,
+            see :func:`mmseg_segmenter.checkpoints.verify.verify_run`.
+
+    Returns:
+        Outputs of both models, if they were compared.
 
     Raises:
         FileNotFoundError: config or checkpoint does not exist.
         FileExistsError: a file exists and ``force`` is not set.
         IsADirectoryError: there is a folder in place of a file.
-        ValueError: the official code cannot build this model, or keys are
-            missing or unknown.
+        ValueError: the official code cannot build this model, keys are
+            missing or unknown, or the logits differ.
         OSError: cannot write there.
     """
     _refuse_existing(destination, ('checkpoint.pth', 'variant.yml'), force)
@@ -355,4 +373,9 @@ def write_official_run(config: str, checkpoint: str, destination: str, force: bo
         'checkpoint.pth': lambda path: write_checkpoint(path, content),
         'variant.yml': lambda path: write_text(path, yaml.dump(variant)),
     }
-    write_whole(destination, writers, force)
+
+    def check(staging: str) -> Comparison:
+        net_kwargs = read_variant(os.path.join(staging, 'variant.yml'))['net_kwargs']
+        return verify_run(os.path.join(staging, 'checkpoint.pth'), net_kwargs, config, checkpoint)
+
+    return write_whole(destination, writers, force, check if verify else None)

@@ -13,11 +13,14 @@ def main() -> None:
     parser.add_argument('checkpoint', help='its checkpoint')
     parser.add_argument('destination', help='folder for checkpoint.pth and variant.yml')
     parser.add_argument('--force', action='store_true', help='replace existing files')
+    parser.add_argument('--verify', action='store_true', help='run both models on one image; write only if they agree')
     args = parser.parse_args()
     try:
-        write_official_run(args.config, args.checkpoint, args.destination, args.force)
-    except (ValueError, OSError) as error:
+        verified = write_official_run(args.config, args.checkpoint, args.destination, args.force, args.verify)
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f'{parser.prog}: {error}')
+    if verified:
+        print(f'verified: {verified}')
     print(f'wrote {args.destination}/checkpoint.pth and {args.destination}/variant.yml')
 
 

@@ -12,10 +12,11 @@ def main() -> None:
     parser.add_argument('source', help='folder of the run, or checkpoint.pth in it (variant.yml beside it)')
     parser.add_argument('destination', help='folder for model.pth and config.py')
     parser.add_argument('--force', action='store_true', help='replace existing files')
+    parser.add_argument('--verify', action='store_true', help='run both models on one image; write only if they agree')
     args = parser.parse_args()
     try:
-        run = convert_run(args.source, args.destination, args.force)
-    except (ValueError, OSError) as error:
+        run = convert_run(args.source, args.destination, args.force, args.verify)
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f'{parser.prog}: {error}')
     for warning in run.warnings:
         print(f'warning: {warning}', file=sys.stderr)
