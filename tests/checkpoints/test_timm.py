@@ -1,0 +1,67 @@
+"""Against timm itself, where it can be imported.
+
+timm is no test dependency: it imports torchvision, of which not every torch has a build. Elsewhere the forward passes
+in verify.py stand in for it.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from mmseg_segmenter import SegmenterViT
+from mmseg_segmenter.checkpoints import encoder
+from mmseg_segmenter.checkpoints import timm as layout
+
+# ImportError: timm without torchvision is a missing module too
+timm = pytest.importorskip('timm', exc_type=ImportError)
+
+NPZ = Path(__file__).parents[1] / 'data' / 'augreg_tiny_i21k.npz'
+EPS = dict(norm_cfg=dict(type='LN', eps=1e-6))
+
+
+def random(model):
+    for param in model.parameters():
+        torch.nn.init.normal_(param, std=0.2)
+    return model.eval()
+
+
+@pytest.mark.parametrize('name', ['vit_tiny_patch16_224', 'deit_tiny_distilled_patch16_224'])
+def test_round_trip_gives_equal_tokens(tmp_path, name):
+    theirs = random(timm.create_model(name, depth=3, img_size=64, num_classes=5))
+    torch.save(theirs.state_dict(), tmp_path / 'timm.pth')
+    result = encoder.convert_encoder(str(tmp_path / 'timm.pth'), str(tmp_path / 'ours.pth'), verify=True)
+    assert f'{type(theirs).__name__} of timm {timm.__version__}' in result.verified.reference
+    distilled = 'distilled' in name
+    ours = SegmenterViT(
+        img_size=64, embed_dims=192, num_layers=3, num_heads=3, with_dist_token=distilled, final_norm=True,
+        output_cls_token=True, **EPS, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'ours.pth')),
+    )  # fmt: skip
+    ours.init_weights()
+    image = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        tokens = theirs.double().forward_features(image)
+        feature_map, cls_token = ours.double().eval()(image)[0]
+    assert tokens.abs().max() > 1
+    assert_close(cls_token, tokens[:, 0], atol=1e-12, rtol=0)
+    patches = tokens[:, 2 if distilled else 1 :]
+    assert_close(feature_map.flatten(2).transpose(1, 2), patches, atol=1e-12, rtol=0)
+    again = layout.from_mmseg(torch.load(tmp_path / 'ours.pth', weights_only=True)['state_dict'])
+    original = torch.load(tmp_path / 'timm.pth', weights_only=True)
+    assert {key for key in original if not key.startswith('head')} == again.keys()
+    assert all(torch.equal(again[key], original[key]) for key in again)
+
+
+def test_npz_as_timms_own_loader_reads_it(tmp_path):
+    theirs = random(
+        timm.models.vision_transformer.VisionTransformer(
+            img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=0
+        )
+    )
+    theirs.load_pretrained(str(NPZ))
+    result = encoder.convert_encoder(str(NPZ), str(tmp_path / 'ours.pth'), verify=True)
+    assert 'VisionTransformer of timm' in result.verified.reference
+    ours = layout.from_mmseg(result.conversion.state_dict)
+    assert ours.keys() == theirs.state_dict().keys()
+    assert all(torch.equal(ours[key], value) for key, value in theirs.state_dict().items())
