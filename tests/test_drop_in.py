@@ -1,13 +1,13 @@
 """Unedited mmseg configs on our classes, in a process of its own: drop_in is global."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-import mmseg
+from zoo import CONFIGS
 
-CONFIGS = Path(mmseg.__file__).parent / '.mim' / 'configs'
 FOLDERS = ('segmenter', 'setr', 'dpt', 'vit')
 NAMES = sorted(p.relative_to(CONFIGS).as_posix() for f in FOLDERS for p in (CONFIGS / f).glob('*.py'))
 
@@ -23,51 +23,11 @@ from mmseg.models.backbones.vit import VisionTransformer
 from mmseg.models.decode_heads.segmenter_mask_head import SegmenterMaskTransformerHead as TheirHead
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
+from zoo import shrink
 
 init_default_scope('mmseg')
 torch.set_num_threads(1)
 OurHead = MODELS.get('SegmenterMaskTransformerHead')
-
-def shrink(cfg):
-    # width and depth only; four outputs stay four outputs
-    model, dims = cfg.model, 32
-    model.pretrained = None
-    backbone = model.backbone
-    outs = backbone.get('out_indices', -1)
-    backbone.update(embed_dims=dims, num_heads=2, num_layers=4, img_size=64)
-    backbone.update(pretrained=None, init_cfg=None)
-    if not isinstance(outs, int):
-        backbone.out_indices = tuple(range(4))
-    heads = [model.decode_head, *([] if not model.get('auxiliary_head') else
-             model.auxiliary_head if isinstance(model.auxiliary_head, list) else [model.auxiliary_head])]
-    for head in heads:
-        c = head.in_channels
-        head.in_channels = dims if isinstance(c, int) else [dims] * len(c)
-        if 'embed_dims' in head:
-            head.embed_dims = dims
-        if head.type == 'SegmenterMaskTransformerHead':
-            head.num_heads = 2
-        if head.type == 'FCNHead' and head.get('num_convs') == 0:
-            head.channels = dims
-        elif head.type == 'SegmenterMaskTransformerHead':
-            head.channels = dims
-        else:
-            head.channels = 32
-        if head.type == 'DPTHead':
-            head.post_process_channels = [dims] * 4
-        if head.type == 'SETRMLAHead':
-            head.mla_channels = 8
-            head.in_channels = [dims] * 4
-    neck = model.get('neck')
-    if neck is not None:
-        neck.in_channels = [dims] * 4
-        if neck.type == 'MLANeck':
-            neck.out_channels = dims
-        else:
-            neck.out_channels = dims
-    if model.test_cfg.mode == 'slide':
-        model.test_cfg.update(crop_size=(64, 64), stride=(48, 48))
-    return model
 
 def build(name):
     cfg = Config.fromfile(name)
@@ -111,7 +71,8 @@ print(json.dumps(report))
 def test_mmseg_configs_build_exchange_checkpoints_and_agree():
     assert len(NAMES) >= 20
     names = [str(CONFIGS / name) for name in NAMES]
-    result = subprocess.run([sys.executable, '-c', CODE, *names], capture_output=True, text=True)
+    env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parent)}
+    result = subprocess.run([sys.executable, '-c', CODE, *names], capture_output=True, text=True, env=env)
     assert result.returncode == 0, result.stderr[-3000:]
     report = json.loads(result.stdout.strip().splitlines()[-1])
     assert len(report) == len(NAMES)
