@@ -1,10 +1,12 @@
 """Lets mmengine's loader, and so ``init_cfg`` and ``load_from``, read foreign files."""
 
+from collections import OrderedDict
 from typing import Any
 
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from .. import compat
+from ..models.segmentors.load_report import FILE_KEY
 from .encoder import read_encoder
 from .hub import PREFIX, locate
 
@@ -20,9 +22,27 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
         FileNotFoundError: no such file.
         ValueError: damaged, refused or not convertible; names the file.
     """
-    if not filename.endswith('.npz'):
-        return compat.load_from_local(filename, map_location)
-    return dict(state_dict=read_encoder(filename).conversion.state_dict)
+    if filename.endswith('.npz'):
+        checkpoint = dict(state_dict=read_encoder(filename).conversion.state_dict)
+    else:
+        checkpoint = compat.load_from_local(filename, map_location)
+    return _with_name(checkpoint, filename)
+
+
+def _with_name(checkpoint: Any, filename: str) -> Any:
+    """Note where the tensors are from, for the report of the model that they are loaded into.
+
+    In the metadata, which is what mmengine keeps of a state_dict on the way.
+    """
+    if not isinstance(checkpoint, dict):
+        return checkpoint
+    if 'state_dict' in checkpoint:
+        return {**checkpoint, 'state_dict': _with_name(checkpoint['state_dict'], filename)}
+    metadata = OrderedDict(getattr(checkpoint, '_metadata', {}))
+    metadata[''] = {**metadata.get('', {}), FILE_KEY: filename}
+    named = OrderedDict(checkpoint)
+    named._metadata = metadata  # type: ignore[attr-defined]
+    return named
 
 
 def load_from_augreg(filename: str, map_location: Any = None) -> Any:

@@ -10,6 +10,7 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 from .label_check import check_labels
+from .load_report import report_loading
 
 
 @MODELS.register_module()
@@ -18,7 +19,8 @@ class Segmenter(EncoderDecoder):
 
     Without the key below it is exactly mmseg's ``EncoderDecoder``, except
     that annotations are checked: a label outside the model's classes is an
-    error that names the file, before it can become an assertion on the GPU.
+    error that names the file, before it can become an assertion on the GPU;
+    and that the log says whether all of a checkpoint was used.
 
     Args:
         test_cfg: mmseg's keys (``mode`` defaults to ``'whole'``) and, for
@@ -45,6 +47,7 @@ class Segmenter(EncoderDecoder):
         # The preprocessor is where labels are last seen on the CPU, under every model wrapper (DDP, FSDP):
         # looking at them later would stall the GPU.
         self.data_preprocessor.register_forward_pre_hook(self._check_labels)
+        report_loading(self)
 
     def _check_test_cfg(self) -> None:
         cfg = self.test_cfg
