@@ -1,17 +1,19 @@
-"""Destinations that cannot be written: one line, and nothing left behind."""
+"""The converters on bad sources and destinations: one line, nothing executed, nothing left behind."""
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import official
 import pytest
 import torch
 
 from mmseg_segmenter.checkpoints import segm_run
-from mmseg_segmenter.checkpoints.encoder import convert_encoder
+from mmseg_segmenter.checkpoints.encoder import command_line, convert_encoder
 from mmseg_segmenter.checkpoints.io import write_text, write_whole
 from mmseg_segmenter.checkpoints.segm_run import convert_run
 
@@ -59,6 +61,61 @@ def one_line(result, *words):
     assert result.returncode == 1 and result.stdout == '', result
     (line,) = result.stderr.splitlines()
     assert all(word in line for word in words), line
+
+
+# Sources
+
+
+class Evil:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, canary):
+        self.canary = str(canary)
+
+    def __reduce__(self):
+        return os.mkdir, (self.canary,)
+
+
+def save_legacy(content, path):
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def save_pickle(content, path):
+    path.write_bytes(pickle.dumps(content, protocol=2))
+
+
+@pytest.mark.parametrize('save', [torch.save, save_legacy, save_pickle])
+def test_code_in_a_torch_file_is_not_run(tmp_path, save, capsys):
+    canary = tmp_path / 'canary'
+    save(dict(model={'cls_token': torch.zeros(1, 1, 8)}, optimizer=Evil(canary)), tmp_path / 'evil.pth')
+    assert command_line('', [str(tmp_path / 'evil.pth'), str(tmp_path / 'out.pth')]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert 'evil.pth' in line and os.listdir(tmp_path) == ['evil.pth']
+    pickle.loads(pickle.dumps(Evil(canary)))
+    assert canary.exists()  # it would have
+
+
+@pytest.mark.parametrize('tool', ['timm2mmseg.py', 'segm2mmseg.py', 'mmseg2segm.py', 'vitjax2mmseg.py'])
+def test_code_in_a_source_is_refused(tmp_path, sources, tool):
+    canary, run = tmp_path / 'canary', tmp_path / 'run'
+    run.mkdir()
+    evil = dict(model=dict(Evil=Evil(canary)), optimizer=Evil(canary))
+    torch.save(evil, run / 'checkpoint.pth')
+    (run / 'variant.yml').write_text(VARIANT)
+    np.savez(run / 'evil.npz', cls=np.array([Evil(canary)], dtype=object))
+    source = {
+        'timm2mmseg.py': [run / 'checkpoint.pth'],
+        'segm2mmseg.py': [run],
+        'mmseg2segm.py': [sources['mmseg2segm.py'][0], run / 'checkpoint.pth'],
+        'vitjax2mmseg.py': [run / 'evil.npz'],
+    }[tool]
+    command = [sys.executable, TOOLS / tool, *source, tmp_path / 'out.pth']
+    result = subprocess.run(command, capture_output=True, text=True)
+    one_line(result, str(source[-1]), 'refused')
+    assert os.listdir(tmp_path) == ['run']
+
+
+# Destinations
 
 
 @ALL
