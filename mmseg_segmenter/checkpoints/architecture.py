@@ -1,5 +1,6 @@
 """What a converted ViT is, read from the shapes of its tensors."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -124,5 +125,10 @@ def read_architecture(
 
 def value_warnings(source: str, state: Mapping[str, Tensor]) -> list[str]:
     """What a user should know of the values: keys of tensors with NaN or infinity."""
-    bad = [key for key, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    bad = [key for key, t in state.items() if t.is_floating_point() and t.numel() and not _all_finite(t)]
     return [f'{source}: NaN or infinite values in {listed(bad)}'] if bad else []
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    # NaN and infinity come out as an extreme; torch.isfinite would make temporaries as large as the tensor
+    return all(math.isfinite(extreme) for extreme in torch.aminmax(tensor))
