@@ -1,5 +1,5 @@
 from .backbones import SegmenterViT
 from .decode_heads import LinearHead, SegmenterMaskTransformerHead
-from .segmentors import Segmenter
+from .segmentors import Segmenter, SegTTAModel
 
-__all__ = ['LinearHead', 'Segmenter', 'SegmenterMaskTransformerHead', 'SegmenterViT']
+__all__ = ['LinearHead', 'SegTTAModel', 'Segmenter', 'SegmenterMaskTransformerHead', 'SegmenterViT']

@@ -49,20 +49,6 @@ def ours_and_theirs(**test_cfg):
     return ours.eval(), theirs.eval()
 
 
-@pytest.mark.parametrize(
-    'test_cfg', [dict(mode='whole'), dict(mode='slide', crop_size=(32, 32), stride=(20, 20))], ids=['whole', 'slide']
-)
-@pytest.mark.parametrize('size', [(48, 56), (45, 50)])
-def test_without_size_divisor_it_is_mmsegs(test_cfg, size):
-    ours, theirs = ours_and_theirs(**test_cfg)
-    data = batch(*size)
-    with torch.no_grad():
-        results = [model.test_step(copy.deepcopy(data)) for model in (ours, theirs)]
-    for one, other in zip(*results, strict=True):
-        assert torch.equal(one.seg_logits.data, other.seg_logits.data)
-        assert torch.equal(one.pred_sem_seg.data, other.pred_sem_seg.data)
-
-
 @pytest.mark.parametrize('size', [(45, 50), (48, 56), (7, 9)])
 def test_size_divisor_pads_upsamples_and_crops(size):
     model = build(mode='whole', size_divisor=8).eval()
@@ -91,6 +77,7 @@ def test_size_divisor_matters_only_off_the_grid():
         (dict(size_divisor=0), r'size_divisor=0; expected a positive multiple of the patch size 8'),
         (dict(size_divisor=12), r'size_divisor=12; expected a positive multiple of the patch size 8'),
         (dict(size_divisor=8.0), r'size_divisor=8\.0'),
+        (dict(window_batch_size=0), r'window_batch_size=0; expected a positive number'),
         (dict(mode='slides'), r"mode='slides'; expected 'slide' or 'whole'"),
         (dict(mode='slide'), r'crop_size=None, stride=None; sliding windows need both'),
         (dict(mode='slide', crop_size=(32, 32), stride=(32, 40)), r'stride=\(32, 40\).*from 1 to the window size'),

@@ -1,3 +1,4 @@
 from .segmenter import Segmenter
+from .tta import SegTTAModel
 
-__all__ = ['Segmenter']
+__all__ = ['SegTTAModel', 'Segmenter']

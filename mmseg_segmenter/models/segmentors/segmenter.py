@@ -5,30 +5,49 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmengine.config import ConfigDict
+from mmengine.structures import PixelData
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
 from torch import Tensor
 
+from ..layers.interpolation import AxisMap, average_windows, linear, window_starts
+from ..layers.logit_map import LogitMap, labels
 from .label_check import check_labels
 from .load_report import report_loading
 
 
 @MODELS.register_module()
 class Segmenter(EncoderDecoder):
-    """``EncoderDecoder`` that treats image borders as the official code does.
+    """``EncoderDecoder`` with inference that is fast, lean, and at image borders the official one.
 
-    Without the key below it is exactly mmseg's ``EncoderDecoder``, except
-    that annotations are checked: a label outside the model's classes is an
-    error that names the file, before it can become an assertion on the GPU;
-    and that the log says whether all of a checkpoint was used.
+    Labels are mmseg's ``EncoderDecoder``'s; the way there is another. Windows
+    run in batches, and only the head's logits are kept: upsampling, the mean
+    over windows and the resize to the original image are composed into one
+    linear map, which is applied tile by tile, each tile ending as labels. So
+    memory follows the labels, not (classes, height, width). Results carry
+    ``seg_logits`` only when asked for.
+
+    Annotations are checked: a label outside the model's classes is an error
+    that names the file, before it can become an assertion on the GPU. The log
+    says whether all of a checkpoint was used.
 
     Args:
         test_cfg: mmseg's keys (``mode`` defaults to ``'whole'``) and, for
-            inference only, ``size_divisor`` (int): zero-pad each network input
-            at the bottom and right to a multiple of it (the patch size),
-            upsample the logits to the padded size, then crop (official
-            ``segm/model/segmenter.py``). mmseg pads too, but stretches the
-            padded grid over the unpadded image.
+            inference only,
+
+            - ``size_divisor`` (int): zero-pad each network input at the
+              bottom and right to a multiple of it (the patch size), upsample
+              the logits to the padded size, then crop (official
+              ``segm/model/segmenter.py``). mmseg pads too, but stretches the
+              padded grid over the unpadded image.
+            - ``upscale_small`` (bool): enlarge an image with a side below the
+              window until it equals it (official ``segm/model/utils.py``),
+              in ``'slide'`` mode.
+            - ``window_batch_size`` (int): windows per forward pass, default 4.
+            - ``return_logits`` (bool): add ``seg_logits`` (K, H, W) to each
+              result, as mmseg always does.
         others: as ``EncoderDecoder``.
 
     Raises:
@@ -56,6 +75,9 @@ class Segmenter(EncoderDecoder):
             raise ValueError(
                 f'test_cfg.size_divisor={divisor!r}; expected a positive multiple of the patch size {patch}'
             )
+        batch_size = cfg.get('window_batch_size', 1)
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f'test_cfg.window_batch_size={batch_size!r}; expected a positive number of windows')
         if cfg.mode not in ('slide', 'whole'):
             raise ValueError(f"test_cfg.mode={cfg.mode!r}; expected 'slide' or 'whole'")
         if cfg.mode == 'slide':
@@ -89,6 +111,140 @@ class Segmenter(EncoderDecoder):
     def _check_labels(self, _: torch.nn.Module, args: tuple[Any, ...]) -> None:
         samples = args[0].get('data_samples') if args and isinstance(args[0], dict) else None
         check_labels(samples or [], self._num_labels, self.decode_head.ignore_index)
+
+    def predict(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> list[SegDataSample]:
+        """Segment a batch of images.
+
+        Args:
+            inputs: (B, C, H, W), normalised.
+            data_samples: one per image; say how large the image was
+                (``ori_shape``), whether it is flipped, and what was padded.
+
+        Returns:
+            The samples, each with ``pred_sem_seg`` (1, H, W), and with
+            ``seg_logits`` (K, H, W) if ``test_cfg.return_logits``, at
+            ``ori_shape`` (without samples, at the size of ``inputs``).
+        """
+        maps = self.logit_maps(inputs, data_samples)
+        results = data_samples or [SegDataSample() for _ in maps]
+        for result, logit_map in zip(results, maps, strict=True):
+            if self.test_cfg.get('return_logits'):
+                logits = logit_map.full()
+                result.seg_logits = PixelData(data=logits if self.out_channels > 1 else logits.sigmoid())
+            found = labels([logit_map], getattr(self.decode_head, 'threshold', 0.5))
+            result.pred_sem_seg = PixelData(data=found[None])
+        return results
+
+    def logit_maps(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> list[LogitMap]:
+        """What :meth:`predict` takes labels from: for each image logits, in the place of the original.
+
+        Args: as :meth:`predict`.
+        """
+        if data_samples is None:
+            return self._network_maps(inputs, [dict(img_shape=inputs.shape[-2:])] * len(inputs))
+        metas = [sample.metainfo for sample in data_samples]
+        logits, rows, columns = self._run_windows(inputs, metas)
+        H, W = inputs.shape[-2:]
+        maps = []
+        for one, meta in zip(logits, metas, strict=True):
+            left, right, top, bottom = meta.get('img_padding_size', meta.get('padding_size', [0] * 4))
+            r, c = rows, columns
+            if any((left, right, top, bottom)):
+                if self._enlarged_size(H, W) != (H, W):  # padding is counted before that
+                    r, c = r.resize(H), c.resize(W)
+                r, c = r[top : len(r) - bottom], c[left : len(c) - right]
+            if meta.get('flip'):
+                direction = meta['flip_direction']
+                r = r.flip() if direction in ('vertical', 'diagonal') else r
+                c = c.flip() if direction in ('horizontal', 'diagonal') else c
+            ori_h, ori_w = meta['ori_shape'][:2]
+            maps.append(LogitMap(one, r.resize(ori_h, self.align_corners), c.resize(ori_w, self.align_corners)))
+        return maps
+
+    def inference(self, inputs: Tensor, batch_img_metas: list[dict[str, Any]]) -> Tensor:
+        """All logits, (B, K, H, W) at the size of ``inputs``; :meth:`predict` does without them.
+
+        Args:
+            inputs: (B, C, H, W), normalised.
+            batch_img_metas: one dict per image.
+        """
+        return torch.stack([logit_map.full() for logit_map in self._network_maps(inputs, batch_img_metas)])
+
+    def _network_maps(self, inputs: Tensor, metas: list[dict[str, Any]]) -> list[LogitMap]:
+        """Logits in the place of the network's input."""
+        logits, rows, columns = self._run_windows(inputs, metas)
+        H, W = inputs.shape[-2:]
+        if self._enlarged_size(H, W) != (H, W):
+            rows, columns = rows.resize(H), columns.resize(W)
+        return [LogitMap(one, rows, columns) for one in logits]
+
+    def _enlarged_size(self, H: int, W: int) -> tuple[int, int]:
+        """Size at which an image is segmented, for ``upscale_small``."""
+        if self.test_cfg.mode != 'slide' or not self.test_cfg.get('upscale_small'):
+            return H, W
+        h, w = self.test_cfg.crop_size
+        if h <= H and w <= W:
+            return H, W
+        return (h, max(int(W / H * h), w)) if H * w <= W * h else (max(int(H / W * w), h), w)
+
+    def _run_windows(self, inputs: Tensor, metas: list[dict[str, Any]]) -> tuple[Tensor, AxisMap, AxisMap]:
+        """Logits of all windows (of the one that is everything, in ``'whole'`` mode).
+
+        Returns:
+            (B, n_y * h, K, n_x * w), the windows' logits beside and below
+            each other, and the maps of both axes from there to the pixels.
+        """
+        B, _, H, W = inputs.shape
+        window_h, window_w, ys, xs, batch_size = H, W, [0], [0], B
+        if self.test_cfg.mode == 'slide':
+            size = self._enlarged_size(H, W)
+            if size != (H, W):
+                inputs = F.interpolate(inputs, size, mode='bilinear', align_corners=False)
+                H, W = size
+            (window_h, window_w), strides = self.test_cfg.crop_size, self.test_cfg.stride
+            ys, xs = window_starts(H, window_h, strides[0]), window_starts(W, window_w, strides[1])
+            window_h, window_w = min(window_h, H), min(window_w, W)
+            batch_size = self.test_cfg.get('window_batch_size', 4)
+        windows = [(i, iy, ix) for i in range(B) for iy in range(len(ys)) for ix in range(len(xs))]
+        mosaic = None
+        for start in range(0, len(windows), batch_size):
+            chunk = windows[start : start + batch_size]
+            crops = torch.stack([inputs[i, :, ys[iy] : ys[iy] + window_h, xs[ix] : xs[ix] + window_w]
+                                 for i, iy, ix in chunk])  # fmt: skip
+            logits, size = self._window_logits(crops, [metas[i] for i, _, _ in chunk])
+            if mosaic is None:
+                _, K, h, w = logits.shape
+                dtype = torch.promote_types(logits.dtype, torch.float32)  # sums over windows, even under autocast
+                mosaic = logits.new_empty(B, len(ys), h, K, len(xs), w, dtype=dtype)
+            for one, (i, iy, ix) in zip(logits, chunk, strict=True):
+                mosaic[i, iy, :, :, ix] = one.transpose(0, 1)
+        assert mosaic is not None
+        axes = []
+        for axis, starts, cells in ((0, ys, h), (1, xs, w)):
+            length, window = (H, W)[axis], (window_h, window_w)[axis]
+            to_window = linear(cells, size[axis], self.align_corners, dtype)
+            if self.test_cfg.get('size_divisor') is not None:
+                to_window = to_window[:window]
+            if len(starts) == 1:  # mmseg may stretch the only one to another length
+                length = len(to_window)
+            axes.append(average_windows(length, starts, to_window, cells))
+        return mosaic.flatten(4).flatten(1, 2), axes[0], axes[1]
+
+    def _window_logits(self, crops: Tensor, metas: list[dict[str, Any]]) -> tuple[Tensor, tuple[int, int]]:
+        """Logits of windows as the head puts them out, and the size (with padding) that they stand for."""
+        head, slide = type(self.decode_head), self.test_cfg.mode == 'slide'
+        if head.predict is not BaseDecodeHead.predict or head.predict_by_feat is not BaseDecodeHead.predict_by_feat:
+            # The head has its own way to the full size.
+            metas = [dict(meta, img_shape=crops.shape[-2:]) for meta in metas] if slide else metas
+            logits = self.encode_decode(crops, metas)
+            return logits, (logits.shape[2], logits.shape[3])
+        divisor = self.test_cfg.get('size_divisor')
+        if divisor is not None:
+            crops = F.pad(crops, (0, -crops.shape[3] % divisor, 0, -crops.shape[2] % divisor))
+        height, width = crops.shape[2:]
+        if divisor is None and not slide:
+            height, width = metas[0].get('pad_shape', metas[0]['img_shape'])[:2]
+        return self.decode_head(self.extract_feat(crops)), (height, width)
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict[str, Any]]) -> Tensor:
         """Logits of the size of ``inputs``.

@@ -1,0 +1,123 @@
+"""Resizing, cropping, flipping and averaging windows as one linear map per image axis.
+
+All of them act on rows and columns separately, and on every channel alike, so
+whatever lies between the logits of a head and the pixels of a result is
+``rows @ logits @ columns.T`` with two sparse matrices. Composing those first
+means that any tile of the result can be had straight from the logits, and
+nothing in between is ever stored.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AxisMap:
+    """Each output coordinate as a weighted sum of a few input coordinates.
+
+    Attributes:
+        index: (n_out, T) input coordinates, int64, on the CPU.
+        weight: (n_out, T) their weights.
+    """
+
+    index: Tensor
+    weight: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, outputs: slice) -> 'AxisMap':
+        """Crop the output."""
+        return AxisMap(self.index[outputs], self.weight[outputs])
+
+    def flip(self) -> 'AxisMap':
+        """Mirror the output."""
+        return AxisMap(self.index.flip(0), self.weight.flip(0))
+
+    def then(self, outer: 'AxisMap') -> 'AxisMap':
+        """``outer`` applied to the output of this map."""
+        weight = outer.weight[..., None] * self.weight[outer.index]
+        return AxisMap(self.index[outer.index].flatten(1), weight.flatten(1))
+
+    def resize(self, length: int, align_corners: bool = False) -> 'AxisMap':
+        """Interpolate the output linearly to another length."""
+        return self.then(linear(len(self), length, align_corners, self.weight.dtype))
+
+    def dense(self, outputs: slice) -> tuple[slice, Tensor]:
+        """The matrix of some outputs, without the inputs that none of them uses.
+
+        Returns:
+            The inputs used, and a matrix (outputs, inputs).
+        """
+        index, weight = self.index[outputs], self.weight[outputs]
+        start, stop = int(index.min()), int(index.max()) + 1
+        matrix = weight.new_zeros(len(index), stop - start)
+        return slice(start, stop), matrix.scatter_add_(1, index - start, weight)
+
+
+def identity(length: int, dtype: torch.dtype = torch.float32) -> AxisMap:
+    """Every coordinate as it is."""
+    return AxisMap(torch.arange(length)[:, None], torch.ones(length, 1, dtype=dtype))
+
+
+def linear(n_in: int, n_out: int, align_corners: bool = False, dtype: torch.dtype = torch.float32) -> AxisMap:
+    """Linear interpolation, as one axis of torch's ``'bilinear'``.
+
+    Coordinates are rounded as torch rounds them, in ``dtype``, so that far
+    from the origin of large images both err alike.
+
+    Args:
+        n_in: input length.
+        n_out: output length.
+        align_corners: as ``F.interpolate``.
+        dtype: of the logits, at least float32.
+    """
+    if n_in == n_out:
+        return identity(n_in, dtype)
+    outputs = torch.arange(n_out, dtype=dtype)
+    if align_corners:
+        position = outputs * (torch.tensor((n_in - 1) / max(n_out - 1, 1), dtype=dtype))
+    else:
+        position = ((outputs + 0.5) * torch.tensor(n_in / n_out, dtype=dtype) - 0.5).clamp_(min=0)
+    lower = position.long().clamp_(max=n_in - 1)
+    upper = (lower + 1).clamp_(max=n_in - 1)
+    fraction = position - lower
+    return AxisMap(torch.stack((lower, upper), 1), torch.stack((1 - fraction, fraction), 1))
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Where sliding windows begin: every ``stride``, the last one moved inside.
+
+    A length below the window has one window, which is as short. The same in
+    mmseg (``slide_inference``) and the official code (``segm/model/utils.py``).
+    """
+    count = max(length - window + stride - 1, 0) // stride + 1
+    return [max(min(i * stride + window, length) - window, 0) for i in range(count)]
+
+
+def average_windows(length: int, starts: list[int], window: AxisMap, n_in: int) -> AxisMap:
+    """The mean over windows, from the inputs of all windows one after another.
+
+    Args:
+        length: of the image.
+        starts: first coordinate of each window; together they leave no gap.
+        window: from the inputs of a window to its coordinates.
+        n_in: inputs of a window.
+    """
+    size, taps = window.index.shape
+    covered = torch.zeros(length, dtype=torch.long)
+    for start in starts:
+        covered[start : start + size] += 1
+    index = torch.full((length, int(covered.max()), taps), -1)
+    weight = window.weight.new_zeros(index.shape)
+    seen = torch.zeros_like(covered)
+    for i, start in enumerate(starts):
+        rows = torch.arange(start, start + size)
+        index[rows, seen[rows]] = window.index + i * n_in
+        weight[rows, seen[rows]] = window.weight / covered[rows, None]
+        seen[rows] += 1
+    # Coordinates that fewer windows cover: weight 0, on an input that is used anyway.
+    index = torch.where(index < 0, index[:, :1], index)
+    return AxisMap(index.flatten(1), weight.flatten(1))
