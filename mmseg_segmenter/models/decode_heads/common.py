@@ -2,6 +2,14 @@
 
 from typing import Any
 
+import torch
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.losses import CrossEntropyLoss
+from mmseg.structures import SegDataSample
+from torch import Tensor
+
+from ..losses import upsampled_cross_entropy
+
 
 def check_num_classes(head: str, kwargs: dict[str, Any]) -> None:
     """Refuse class counts that make no softmax, and settle ``out_channels``.
@@ -28,3 +36,57 @@ def check_num_classes(head: str, kwargs: dict[str, Any]) -> None:
             '(for binary segmentation num_classes=2 gives one map for background and one for foreground)'
         )
     kwargs['out_channels'] = num_classes
+
+
+class LeanLossHead(BaseDecodeHead):
+    """A head whose plain cross-entropy never has logits at full resolution.
+
+    Loss, gradient and accuracy are those of ``BaseDecodeHead``, which is also
+    where every other loss goes, and every one with a pixel sampler.
+    """
+
+    def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list[SegDataSample]) -> dict[str, Tensor]:
+        """Loss and accuracy.
+
+        Args:
+            seg_logits: (B, K, h, w) at patch resolution.
+            batch_data_samples: with ``gt_sem_seg`` (1, H, W).
+
+        Returns:
+            The loss under its name, and ``acc_seg`` in percent of valid pixels.
+        """
+        criterion = self.loss_decode
+        if not _is_plain_cross_entropy(criterion) or self.sampler is not None:
+            return super().loss_by_feat(seg_logits, batch_data_samples)
+        labels = self._stack_batch_gt(batch_data_samples).squeeze(1)
+        weight = None if criterion.class_weight is None else seg_logits.new_tensor(criterion.class_weight)
+        loss, correct = upsampled_cross_entropy(seg_logits, labels, weight, self.ignore_index, self.align_corners)
+        valid = labels != self.ignore_index
+        eps = torch.finfo(torch.float32).eps
+        if criterion.reduction == 'mean':
+            loss = loss / (_sum_of_weights(labels, valid, weight, criterion.avg_non_ignore) + eps).to(loss)
+        accuracy = (correct.float() + eps) * (100 / (valid.sum().double() + eps)).float()
+        return {criterion.loss_name: criterion.loss_weight * loss, 'acc_seg': accuracy.reshape(1)}
+
+
+def _is_plain_cross_entropy(criterion: torch.nn.Module) -> bool:
+    return (
+        type(criterion) is CrossEntropyLoss
+        and not criterion.use_sigmoid
+        and not criterion.use_mask
+        and criterion.reduction in ('mean', 'sum')
+    )
+
+
+def _sum_of_weights(labels: Tensor, valid: Tensor, class_weight: Tensor | None, avg_non_ignore: bool) -> Tensor:
+    """What the loss is averaged over: pixels, valid pixels, or the weights of their classes.
+
+    mmseg cannot average class weights over pixels whose ignored label is no
+    class; here they weigh 0.
+    """
+    if class_weight is None:
+        return (valid if avg_non_ignore else torch.ones_like(valid)).sum().double()
+    counted = (labels >= 0) & (labels < len(class_weight))
+    if avg_non_ignore:
+        counted &= valid
+    return (class_weight[labels.where(counted, 0)] * counted).sum()

@@ -2,15 +2,14 @@
 
 from typing import Any
 
-from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from .common import check_num_classes
+from .common import LeanLossHead, check_num_classes
 
 
 @MODELS.register_module()
-class LinearHead(BaseDecodeHead):
+class LinearHead(LeanLossHead):
     """One linear layer per patch token.
 
     The same function and the same keys (``conv_seg.{weight,bias}``) as the

@@ -7,12 +7,11 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from mmengine.logging import print_log
-from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ..layers import init_transformer_weights, transformer_blocks
-from .common import check_num_classes
+from ..layers import Linear, init_transformer_weights, transformer_blocks
+from .common import LeanLossHead, check_num_classes
 
 
 @cache
@@ -23,7 +22,7 @@ def _say_what_is_replaced() -> None:
 
 # force: mmseg 1.2.2 has a class of this name.
 @MODELS.register_module(force=True)
-class SegmenterMaskTransformerHead(BaseDecodeHead):
+class SegmenterMaskTransformerHead(LeanLossHead):
     """Class embeddings and patches through a transformer, then their product.
 
     Arguments, defaults and state_dict keys are those of mmseg's class of the
@@ -97,10 +96,10 @@ class SegmenterMaskTransformerHead(BaseDecodeHead):
             act_cfg=act_cfg,
             norm_cfg=norm_cfg,
         )
-        self.dec_proj = nn.Linear(in_channels, embed_dims)
+        self.dec_proj = Linear(in_channels, embed_dims)
         self.cls_emb = nn.Parameter(torch.randn(1, self.num_classes, embed_dims))
-        self.patch_proj = nn.Linear(embed_dims, embed_dims, bias=False)
-        self.classes_proj = nn.Linear(embed_dims, embed_dims, bias=False)
+        self.patch_proj = Linear(embed_dims, embed_dims, bias=False)
+        self.classes_proj = Linear(embed_dims, embed_dims, bias=False)
         self.decoder_norm = build_norm_layer(norm_cfg, embed_dims)[1]
         self.mask_norm = build_norm_layer(norm_cfg, self.num_classes)[1]
 

@@ -1,9 +1,11 @@
 from .attention import PackedSelfAttention, SelfAttention
 from .block import FeedForward, TransformerBlock, drop_path_rates, init_transformer_weights, transformer_blocks
+from .linear import Linear
 from .position import resize_pos_embed, square_grid
 
 __all__ = [
     'FeedForward',
+    'Linear',
     'PackedSelfAttention',
     'SelfAttention',
     'TransformerBlock',

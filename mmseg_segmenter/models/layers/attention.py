@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .linear import Linear, linear
+
 
 class PackedSelfAttention(nn.Module):
     """Self-attention on ``F.scaled_dot_product_attention``.
@@ -29,12 +31,12 @@ class PackedSelfAttention(nn.Module):
         self.attn_drop_rate = attn_drop_rate
         self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dims, embed_dims))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * embed_dims)) if bias else None
-        self.out_proj = nn.Linear(embed_dims, embed_dims, bias=bias)
+        self.out_proj = Linear(embed_dims, embed_dims, bias=bias)
         nn.init.xavier_uniform_(self.in_proj_weight)
 
     def forward(self, x_BNC: Tensor) -> Tensor:
         B, N, C = x_BNC.shape
-        qkv = F.linear(x_BNC, self.in_proj_weight, self.in_proj_bias)
+        qkv = linear(x_BNC, self.in_proj_weight, self.in_proj_bias)
         qkv = qkv.view(B, N, 3, self.num_heads, C // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, N, C/H)
         dropout_p = self.attn_drop_rate if self.training else 0.0

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import PackedSelfAttention, SelfAttention
+from .linear import Linear
 
 
 class FeedForward(nn.Module):
@@ -33,11 +34,11 @@ class FeedForward(nn.Module):
         widths = [embed_dims, *[feedforward_channels] * (num_fcs - 1)]
         hidden = [
             nn.Sequential(
-                nn.Linear(c_in, c_out), build_activation_layer(act_cfg or dict(type='GELU')), nn.Dropout(drop_rate)
+                Linear(c_in, c_out), build_activation_layer(act_cfg or dict(type='GELU')), nn.Dropout(drop_rate)
             )
             for c_in, c_out in itertools.pairwise(widths)
         ]
-        self.layers = nn.Sequential(*hidden, nn.Linear(feedforward_channels, embed_dims), nn.Dropout(drop_rate))
+        self.layers = nn.Sequential(*hidden, Linear(feedforward_channels, embed_dims), nn.Dropout(drop_rate))
 
     def forward(self, x_BNC: Tensor) -> Tensor:
         return self.layers(x_BNC)

@@ -1,0 +1,100 @@
+"""Cross-entropy at full resolution without logits at full resolution."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..layers.interpolation import linear
+from ..layers.logit_map import LogitMap
+
+
+def upsampled_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    class_weight: Tensor | None = None,
+    ignore_index: int = 255,
+    align_corners: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Upsample logits bilinearly to the labels, and sum the cross-entropy over pixels.
+
+    The same as ``F.interpolate`` and ``F.cross_entropy(reduction='sum')``, and
+    as differentiable (once), but tile by tile: the gradient is computed along
+    with the loss, so that neither the logits at full size nor their gradient
+    ever exist. Sums are in at least float32, under autocast too.
+
+    Args:
+        logits: (B, K, h, w) of a head.
+        labels: (B, H, W) int64, ``ignore_index`` or 0 to K - 1.
+        class_weight: (K,) weight of each class.
+        ignore_index: label of pixels that do not count.
+        align_corners: as ``F.interpolate``.
+
+    Returns:
+        The sum, and how many pixels have the highest logit at their label.
+    """
+    return _UpsampledCrossEntropy.apply(logits, labels, class_weight, ignore_index, align_corners)
+
+
+class _UpsampledCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        labels: Tensor,
+        class_weight: Tensor | None,
+        ignore_index: int,
+        align_corners: bool,
+    ) -> tuple[Tensor, Tensor]:
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        (B, _, h, w), (_, H, W) = logits.shape, labels.shape
+        rows, columns = linear(h, H, align_corners, dtype), linear(w, W, align_corners, dtype)
+        source = logits.to(dtype).permute(0, 2, 1, 3)  # (B, h, K, w)
+        gradient = torch.zeros_like(source) if ctx.needs_input_grad[0] else None
+        weight = None if class_weight is None else class_weight.to(dtype)
+        total = logits.new_zeros((), dtype=torch.float64)
+        correct = labels.new_zeros(())
+        with torch.autocast(logits.device.type, enabled=False):
+            for i in range(B):
+                logit_map = LogitMap(source[i], rows, columns)
+                for tile in logit_map.tiles():
+                    scores = logit_map.tile(*tile)
+                    loss, hits = _tile_loss(scores, labels[i][tile], weight, ignore_index, gradient is not None)
+                    total += loss
+                    correct += hits
+                    if gradient is not None:  # scores are their gradient now
+                        logit_map.add_tile_gradient(gradient[i], scores, *tile)
+        ctx.mark_non_differentiable(correct)
+        ctx.save_for_backward(gradient)
+        ctx.dtype = logits.dtype
+        return total.to(dtype), correct
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * grad_loss).permute(0, 2, 1, 3).to(ctx.dtype), None, None, None, None
+
+
+def _tile_loss(
+    scores: Tensor, labels: Tensor, class_weight: Tensor | None, ignore_index: int, with_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy and number of hits of a tile.
+
+    Args:
+        scores: (r, K, c); overwritten, with the gradient if it is wanted.
+        labels: (r, c).
+    """
+    valid = labels != ignore_index
+    labels = labels.where(valid, 0)
+    highest = scores.amax(dim=1)
+    at_label = scores.gather(1, labels[:, None])[:, 0]
+    hits = ((at_label >= highest) & valid).sum()
+    exponentials = scores.sub_(highest[:, None]).exp_()
+    normaliser = exponentials.sum(dim=1)
+    weight = valid.to(scores) if class_weight is None else class_weight[labels] * valid
+    loss = ((normaliser.log() + highest - at_label) * weight).sum()
+    if with_gradient:
+        exponentials.mul_((weight / normaliser)[:, None]).scatter_add_(1, labels[:, None], -weight[:, None])
+    return loss, hits
