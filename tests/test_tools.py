@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from mmseg_segmenter.datasets.shapes import make_shapes
+from mmseg_segmenter.engine.precision import cpu_has_bfloat16
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / 'configs' / 'segmenter' / 'segmenter_demo_1xb16-1200_shapes.py'
@@ -92,6 +93,17 @@ def test_tta(config, trained, tmp_path):
         sys.executable, ROOT / 'tools/test.py', config, trained[0] / 'iter_6.pth', '--tta', '--work-dir', tmp_path
     )
     assert len(scores(output, 'test')) == 1
+
+
+@pytest.mark.skipif(not cpu_has_bfloat16(), reason='needs a CPU with bfloat16')
+def test_mixed_precision(config, trained, tmp_path):
+    output = run(sys.executable, ROOT / 'tools/train.py', config, '--work-dir', tmp_path, '--amp', 'bf16')
+    assert len(scores(output, 'val')) == 2
+    assert torch.load(tmp_path / 'iter_6.pth')['state_dict']['backbone.pos_embed'].dtype == torch.float32
+    tested = run(
+        sys.executable, ROOT / 'tools/test.py', config, trained[0] / 'iter_6.pth', '--amp', '--work-dir', tmp_path
+    )
+    assert len(scores(tested, 'test')) == 1
 
 
 def test_killed_training_resumes(config, tmp_path):

@@ -17,6 +17,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
     parser.add_argument('--show-dir', help='folder for pictures of annotation and prediction side by side')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds that a window stays open')
+    parser.add_argument('--amp', action='store_true', help='half precision: fp16 on a GPU, bf16 on a CPU')
+    parser.add_argument('--compile', action='store_true', help='compile backbone and head (torch.compile)')
     parser.add_argument('--tta', action='store_true', help='average over scales and flips (tta_pipeline)')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='override config entries, e.g. model.test_cfg.mode=whole'
@@ -37,6 +39,8 @@ def main() -> None:
         cfg.load_from = engine.find_checkpoint(args.checkpoint)
         if args.show or args.show_dir:
             engine.enable_drawing(cfg, args.show_dir, args.show, args.wait_time)
+        if args.amp:
+            engine.enable_test_amp(cfg)
         if args.tta:
             engine.enable_tta(cfg)
         if args.out:
@@ -44,7 +48,7 @@ def main() -> None:
         engine.check_datasets(cfg, ('test_dataloader',))
     except (FileNotFoundError, ValueError) as error:  # what the user can set right: no traceback
         sys.exit(f'test.py: {error}')
-    engine.run(cfg, 'test')
+    engine.run(cfg, 'test', args.compile)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,5 @@
 from .config import (
     check_datasets,
-    enable_amp,
     enable_drawing,
     enable_tta,
     find_checkpoint,
@@ -8,11 +7,13 @@ from .config import (
     save_predictions,
 )
 from .distributed import run
+from .precision import enable_amp, enable_test_amp
 
 __all__ = [
     'check_datasets',
     'enable_amp',
     'enable_drawing',
+    'enable_test_amp',
     'enable_tta',
     'find_checkpoint',
     'load_config',

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.device import get_device
 from mmengine.fileio import list_dir_or_file
 from mmseg.registry import DATASETS
 
@@ -94,22 +93,6 @@ def _image_suffix(dataset: Any) -> str | None:
     """``img_suffix`` of the config, else the default of the dataset class."""
     parameter = inspect.signature(DATASETS.get(dataset.type).__init__).parameters.get('img_suffix')
     return dataset.get('img_suffix', None if parameter is None else parameter.default)
-
-
-def enable_amp(cfg: Config) -> None:
-    """Switch to mixed-precision training, as mmseg's ``--amp``.
-
-    Raises:
-        ValueError: no accelerator (mmengine's wrapper supports none else), or
-            an optimizer wrapper of another kind.
-    """
-    if get_device() == 'cpu':
-        raise ValueError('--amp needs a GPU, found none')
-    wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise ValueError(f'--amp: optim_wrapper.type={wrapper!r}, expected OptimWrapper')
-    cfg.optim_wrapper.type = 'AmpOptimWrapper'
-    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 
 def enable_tta(cfg: Config) -> None:

@@ -9,6 +9,8 @@ from mmengine.device import get_device
 from mmengine.runner import Runner
 from mmseg.registry import RUNNERS
 
+from .precision import compile_parts
+
 
 def _use_cpu_group(cfg: Config) -> None:
     """Let torchrun's processes train with gloo where there is no accelerator.
@@ -32,7 +34,7 @@ def _use_cpu_group(cfg: Config) -> None:
     cfg.model_wrapper_cfg = {**wrapper, **cfg.get('model_wrapper_cfg', {}), 'device_ids': None}
 
 
-def run(cfg: Config, action: Literal['train', 'test']) -> None:
+def run(cfg: Config, action: Literal['train', 'test'], compile_model: bool = False) -> None:
     """Build the runner and let it train or test, in the processes that ``cfg.launcher`` started.
 
     A gloo group has threads that may still hold tensors, and one that lets go
@@ -44,9 +46,12 @@ def run(cfg: Config, action: Literal['train', 'test']) -> None:
     Args:
         cfg: whole config.
         action: method of the runner.
+        compile_model: compile backbone and decode head.
     """
     _use_cpu_group(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if compile_model:
+        compile_parts(runner.model)
     getattr(runner, action)()
     if dist.is_initialized():
         dist.barrier()  # a slower process may still be reading from this one

@@ -57,18 +57,6 @@ def test_folder_without_matching_images(tmp_path):
         engine.check_datasets(loader(dataset(tmp_path, img_suffix='.tif')), ('train_dataloader',))
 
 
-def test_amp_needs_a_gpu(monkeypatch):
-    cfg = Config(dict(optim_wrapper=dict(type='OptimWrapper')))
-    monkeypatch.setattr(engine.config, 'get_device', lambda: 'cpu')
-    with pytest.raises(ValueError, match='--amp needs a GPU'):
-        engine.enable_amp(cfg)
-    monkeypatch.setattr(engine.config, 'get_device', lambda: 'cuda')
-    engine.enable_amp(cfg)
-    assert cfg.optim_wrapper == dict(type='AmpOptimWrapper', loss_scale='dynamic')
-    with pytest.raises(ValueError, match=r"optim_wrapper.type='Mine'"):
-        engine.enable_amp(Config(dict(optim_wrapper=dict(type='Mine'))))
-
-
 def test_tta_and_drawing_need_their_parts():
     with pytest.raises(ValueError, match=r'no tta_model and no tta_pipeline'):
         engine.enable_tta(Config(dict(model=dict())))

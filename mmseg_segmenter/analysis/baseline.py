@@ -1,0 +1,49 @@
+"""The same model on mmseg's own classes."""
+
+import copy
+import inspect
+
+from mmengine.config import ConfigDict
+from mmseg.models.backbones.vit import VisionTransformer
+from mmseg.models.decode_heads import FCNHead
+from mmseg.models.decode_heads.segmenter_mask_head import SegmenterMaskTransformerHead
+from mmseg.models.segmentors import EncoderDecoder
+
+
+def on_mmseg(model: ConfigDict) -> ConfigDict:
+    """A config of the same model, which takes the same weights, on the classes of mmseg 1.2.2.
+
+    ``size_divisor`` and the other ``test_cfg`` keys that mmseg does not know
+    go, so at image borders the two differ unless they are set back on both.
+
+    Args:
+        model: config of a model on this package's classes.
+
+    Raises:
+        ValueError: mmseg cannot build it (distilled backbone).
+    """
+    model = copy.deepcopy(model)
+    if model.backbone.get('with_dist_token'):
+        raise ValueError('mmseg has no VisionTransformer with a dist_token to compare with')
+    if model.type == 'Segmenter':
+        model.type = EncoderDecoder
+    if model.backbone.type == 'SegmenterViT':
+        known = inspect.signature(VisionTransformer.__init__).parameters
+        model.backbone = ConfigDict({k: v for k, v in model.backbone.items() if k in known})
+        model.backbone.update(type=VisionTransformer, patch_bias=True)
+    for head in heads(model):
+        if head.type == 'SegmenterMaskTransformerHead':
+            head.type = SegmenterMaskTransformerHead
+            head.setdefault('channels', head.embed_dims)
+        elif head.type == 'LinearHead':
+            head.update(type=FCNHead, num_convs=0, kernel_size=1, concat_input=False, channels=head.in_channels)
+            head.setdefault('dropout_ratio', 0.0)
+    keep = ('mode', 'crop_size', 'stride')
+    model.test_cfg = ConfigDict({k: v for k, v in model.test_cfg.items() if k in keep})
+    return model
+
+
+def heads(model: ConfigDict) -> list[ConfigDict]:
+    """Configs of the decode head and the auxiliary ones."""
+    auxiliary = model.get('auxiliary_head') or []
+    return [model.decode_head, *(auxiliary if isinstance(auxiliary, list) else [auxiliary])]

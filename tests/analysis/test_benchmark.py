@@ -1,0 +1,121 @@
+import json
+
+import pytest
+from mmengine.config import Config
+
+from mmseg_segmenter.analysis import benchmark
+from mmseg_segmenter.datasets.shapes import make_shapes
+
+TEXT = """
+model = dict(
+    type='Segmenter',
+    data_preprocessor=dict(type='SegDataPreProcessor', size=(32, 32), seg_pad_val=255),
+    backbone=dict(type='SegmenterViT', img_size=32, patch_size=8, embed_dims=16, num_layers=2, num_heads=2,
+                  interpolate_mode='bilinear', final_norm=True,
+                  init_cfg=dict(type='Pretrained', checkpoint='none.pth')),
+    decode_head=dict(type='{head}', in_channels=16, num_classes=5, {arguments}
+                     loss_decode=dict(type='CrossEntropyLoss', avg_non_ignore=True)),
+    test_cfg=dict(mode='slide', crop_size=(32, 32), stride=(20, 20), size_divisor=8))
+"""
+MASK = dict(head='SegmenterMaskTransformerHead', arguments='embed_dims=16, num_heads=2, num_layers=1,')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def prepared():
+    benchmark.prepare()
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / 'tiny.py'
+    path.write_text(TEXT.format(**MASK))
+    return path
+
+
+@pytest.mark.parametrize('mode', ['forward', 'train', 'slide', 'tta'])
+@pytest.mark.parametrize('head', ['mask', 'linear'])
+def test_sides_agree(mode, head, tmp_path):
+    path = tmp_path / 'tiny.py'
+    path.write_text(TEXT.format(**(MASK if head == 'mask' else dict(head='LinearHead', arguments=''))))
+    case = benchmark.Case(mode, (40, 72), batch_size=1 if mode == 'tta' else 2, num_classes=7)
+    models = benchmark.sides(str(path), True, 7)
+    benchmark.compare(case, models, repeats=2, with_memory=False, peak=100.0)
+    theirs, ours = models
+    assert theirs.name == 'tiny (mmseg)' and ours.name == 'tiny'
+    assert len(ours.seconds) == len(theirs.seconds) == 2 and theirs.agreement is None
+    assert ours.parameters == theirs.parameters
+    if mode in ('forward', 'train'):
+        assert ours.agreement < 1e-5
+    else:
+        assert ours.agreement > 0.999
+    if mode == 'forward':
+        assert ours.gflops == pytest.approx(theirs.gflops) and ours.gflops > 0
+        assert ours.peak_share == pytest.approx(ours.gflops / ours.median / 100)
+    text = benchmark.table(case, models)
+    assert f'{mode}, 40x72' in text and '7 classes' in text and len(text.splitlines()) == 4
+
+
+def test_memory_is_measured_in_a_process_of_its_own(config, tmp_path):
+    case = benchmark.Case('slide', (40, 72))
+    models = benchmark.sides(str(config), True)
+    benchmark.compare(case, models, repeats=1)
+    for side in models:
+        assert 0.1 < side.model_gb <= side.peak_gb < 10
+    benchmark.write_json(str(tmp_path / 'out.json'), [benchmark.record(case, models)], 50.0)
+    content = json.loads((tmp_path / 'out.json').read_text())
+    assert content['machine']['torch'] and content['matmul_gflops'] == 50.0
+    (record,) = content['records']
+    assert record['case']['mode'] == 'slide' and len(record['sides']) == 2
+    assert record['sides'][0]['speed'] == 1 and record['sides'][1]['peak_gb'] == models[1].peak_gb
+    benchmark.plot(str(tmp_path / 'plot.png'), content['records'])
+    assert (tmp_path / 'plot.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_any_mmseg_config(config):
+    """Models of other architectures stand beside each other, without weights to share."""
+    options = {'model.decode_head.num_convs': 1, 'model.decode_head.channels': 16}
+    (other,) = benchmark.sides('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py', False, 5, options)
+    (ours,) = benchmark.sides(str(config), False, 5)
+    benchmark.compare(benchmark.Case('forward', (64, 64), num_classes=5), [other, ours], 1, with_memory=False)
+    assert other.parameters > 1e7 > ours.parameters and ours.agreement is None
+
+
+def test_amp(config):
+    models = benchmark.sides(str(config), True)
+    benchmark.compare(benchmark.Case('forward', (32, 32), amp='bf16'), models, 1, with_memory=False)
+    assert 0 < models[1].agreement < 0.5
+
+
+def test_loader(tmp_path):
+    make_shapes(str(tmp_path / 'data'), num_images=5, size=(48, 64))
+    path = tmp_path / 'loader.py'
+    path.write_text(f"""
+train_dataloader = dict(dataset=dict(
+    type='ADE20KDataset', data_root='{tmp_path / 'data'}',
+    data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
+    pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', reduce_zero_label=True),
+              dict(type='RandomCrop', crop_size=(32, 32)), dict(type='PackSegInputs')]))
+""")
+    times = benchmark.loader(str(path), images=3)
+    assert [name for name, _ in times] == ['LoadImageFromFile', 'LoadAnnotations', 'RandomCrop', 'PackSegInputs']
+    assert all(ms > 0 for _, ms in times)
+
+
+def test_wrong_input(config, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'nowhere\.py not found'):
+        benchmark.sides('nowhere.py', False)
+    (tmp_path / 'empty.py').write_text('a = 1')
+    with pytest.raises(ValueError, match='has no model'):
+        benchmark.sides(str(tmp_path / 'empty.py'), False)
+    with pytest.raises(ValueError, match='dist_token'):
+        benchmark.sides(str(config), True, None, {'model.backbone.with_dist_token': True})
+
+
+def test_mmsegs_classes_are_really_mmsegs(config):
+    from mmseg.models import VisionTransformer
+
+    theirs, ours = benchmark.sides(str(config), True)
+    assert theirs.config.backbone.type is VisionTransformer
+    assert theirs.config.type.__module__.startswith('mmseg.') and ours.config.type == 'Segmenter'
+    assert isinstance(theirs.config, type(Config({'a': {}}).a))
+    assert 'size_divisor' not in theirs.config.test_cfg and 'size_divisor' not in ours.config.test_cfg

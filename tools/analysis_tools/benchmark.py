@@ -1,0 +1,69 @@
+#!/usr/bin/env python
+"""Time and memory of models side by side; --vs mmseg: of the same model on mmseg's own classes."""
+
+import argparse
+import sys
+
+from mmengine.config import DictAction
+
+
+def size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition('x')
+    return int(height), int(width)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('configs', nargs='+', help='any mmseg configs with a model')
+    parser.add_argument('--vs', choices=['mmseg'], help="also run mmseg's own classes, with the same weights")
+    parser.add_argument('--mode', choices=['forward', 'train', 'slide', 'tta', 'loader'], default='forward')
+    parser.add_argument('--size', type=size, nargs='+', default=[(512, 512)], metavar='HxW', help='image sizes')
+    parser.add_argument('--batch-size', type=int, nargs='+', default=[1])
+    parser.add_argument('--classes', type=int, nargs='+', default=[None], help="instead of the config's")
+    parser.add_argument('--amp', choices=['bf16', 'fp16'], help='under autocast')
+    parser.add_argument('--compile', action='store_true', help='compile backbone and head')
+    parser.add_argument('--repeat', type=int, default=7, help='timed runs of each (default: 7); the median counts')
+    parser.add_argument('--no-memory', action='store_true', help='leave out the peak memory, which runs each once more')
+    parser.add_argument('--json', help='file for machine, versions and all figures')
+    parser.add_argument('--plot', help='PNG of time and memory against image size')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override config entries')
+    args = parser.parse_args()
+
+    from mmseg_segmenter.analysis import benchmark
+
+    benchmark.prepare()
+    try:
+        if args.mode == 'loader':
+            for config in args.configs:
+                times = benchmark.loader(config, args.cfg_options)
+                total = sum(ms for _, ms in times)
+                print(f'{config}: {1e3 / total:.1f} images/s for one worker')
+                for name, ms in times:
+                    print(f'{name:28}{ms:8.2f} ms {ms / total:6.0%}')
+            return
+        peak = benchmark.matmul_peak(args.amp) if args.mode == 'forward' else None
+        records = []
+        for classes in args.classes:
+            for batch_size in args.batch_size:
+                for image_size in args.size:
+                    case = benchmark.Case(args.mode, image_size, batch_size, classes, args.amp, args.compile)
+                    models = [
+                        side
+                        for config in args.configs
+                        for side in benchmark.sides(config, args.vs == 'mmseg', classes, args.cfg_options)
+                    ]
+                    benchmark.compare(case, models, args.repeat, not args.no_memory, peak)
+                    records.append(benchmark.record(case, models))
+                    print(benchmark.table(case, models), flush=True)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f'benchmark.py: {error}')
+    if peak:
+        print(f'matrix product of this machine: {peak:.0f} GFLOP/s ({args.amp or "float32"})')
+    if args.json:
+        benchmark.write_json(args.json, records, peak)
+    if args.plot:
+        benchmark.plot(args.plot, records)
+
+
+if __name__ == '__main__':
+    main()
