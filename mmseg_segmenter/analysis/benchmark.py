@@ -120,8 +120,9 @@ def sides(config: str, against_mmseg: bool, num_classes: int | None = None, opti
     ours = Side(stem, model)
     if not against_mmseg:
         return [ours]
-    # Away from the patch grid mmseg stretches the map; without this the two would not compute the same.
-    ours.config.test_cfg.pop('size_divisor', None)
+    # What mmseg does not know; the two would not compute the same.
+    for key in ('size_divisor', 'upscale_small'):
+        ours.config.test_cfg.pop(key, None)
     return [Side(f'{stem} (mmseg)', on_mmseg(model)), ours]
 
 

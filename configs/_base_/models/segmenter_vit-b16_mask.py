@@ -42,6 +42,6 @@ model = dict(
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0, avg_non_ignore=True),
     ),
     train_cfg=dict(),
-    # window = crop and stride = crop - 32, as the reported numbers were evaluated
-    test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(480, 480), size_divisor=16),
+    # window = crop, stride = crop - 32 and small images enlarged, as the reported numbers were evaluated
+    test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(480, 480), size_divisor=16, upscale_small=True),
 )
