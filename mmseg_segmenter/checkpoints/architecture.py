@@ -45,6 +45,13 @@ class Architecture:
         grid = square_grid(self.num_patches)
         return None if grid is None else (grid[0] * self.patch_size, grid[1] * self.patch_size)
 
+    @property
+    def mlp_ratio(self) -> float:
+        """With which ``int(mlp_ratio * embed_dims)``, as models compute it, is ``feedforward_channels``."""
+        ratio = self.feedforward_channels / self.embed_dims
+        exact = int(ratio * self.embed_dims) == self.feedforward_channels
+        return ratio if exact else math.nextafter(ratio, math.inf)
+
     def __str__(self) -> str:
         name = f'{"DeiT" if self.with_dist_token else "ViT"}-{_NAMES.get(self.embed_dims, f"D{self.embed_dims}")}'
         size = 'x'.join(map(str, self.img_size)) if self.img_size else f'{self.num_patches} patches'

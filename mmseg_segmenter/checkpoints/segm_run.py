@@ -192,7 +192,7 @@ def config_text(run: Run) -> str:
             embed_dims=width,
             num_layers=run.architecture.num_layers,
             num_heads=net['n_heads'],
-            mlp_ratio=run.architecture.feedforward_channels / width,
+            mlp_ratio=run.architecture.mlp_ratio,
             drop_rate=net.get('dropout', 0.0),
             attn_drop_rate=net.get('dropout', 0.0),
             drop_path_rate=net.get('drop_path_rate', 0.0),
@@ -203,7 +203,9 @@ def config_text(run: Run) -> str:
         ),
         decode_head=dict(**head, in_channels=width, num_classes=run.num_classes, loss_decode=loss),
         train_cfg=dict(),
-        test_cfg=dict(mode='slide', crop_size=(crop, crop), stride=(crop - 32, crop - 32), size_divisor=patch),
+        test_cfg=dict(
+            mode='slide', crop_size=(crop, crop), stride=(crop - 32, crop - 32), size_divisor=patch, upscale_small=True
+        ),
     )
     return f"""# Converted from the official {run.checkpoint} by mmseg_segmenter {__version__}.
 _base_ = [

@@ -79,7 +79,7 @@ def verify_encoder(source: str, written: str, architecture: Architecture) -> Com
         embed_dims=architecture.embed_dims,
         num_layers=architecture.num_layers,
         num_heads=num_heads,
-        mlp_ratio=architecture.feedforward_channels / architecture.embed_dims,
+        mlp_ratio=architecture.mlp_ratio,
         with_dist_token=architecture.with_dist_token,
         output_cls_token=True,
         final_norm=True,
@@ -183,7 +183,7 @@ def _timm_tokens(
         embed_dim=architecture.embed_dims,
         depth=architecture.num_layers,
         num_heads=num_heads,
-        mlp_ratio=architecture.feedforward_channels / architecture.embed_dims,
+        mlp_ratio=architecture.mlp_ratio,
         qkv_bias=source.endswith('.npz') or 'blocks.0.attn.qkv.bias' in weights,
     )
     if source.endswith('.npz'):

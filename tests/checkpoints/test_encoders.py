@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from mmseg_segmenter import SegmenterViT
 from mmseg_segmenter.checkpoints import augreg, encoder, timm
+from mmseg_segmenter.checkpoints.architecture import Architecture
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / 'tests' / 'data'
@@ -217,3 +218,10 @@ def test_missing_file(tmp_path):
 
 def test_heads_of_augreg():
     assert augreg.num_heads({k: torch.from_numpy(v) for k, v in arrays().items()}) == 2
+
+
+def test_mlp_ratio_gives_back_the_channels():
+    for width in range(16, 1300, 16):
+        for channels in (240, 4304, width + 1, 2 * width + 7, 4 * width):
+            found = Architecture(width, 1, channels, 16, 3, 4, False, 0)
+            assert int(found.mlp_ratio * width) == channels

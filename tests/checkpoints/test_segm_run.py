@@ -57,7 +57,9 @@ def test_converted_run_gives_the_official_logits(tmp_path, name, file):
     assert 'ViT-D48/16, 64x64, 3 layers, 3 heads' in result.stdout and '7 classes' in result.stdout
     assert ('mask decoder of 2 layers' if name == 'mask_transformer' else 'linear decoder') in result.stdout
     cfg = Config.fromfile(out / 'config.py')
-    assert cfg.model.test_cfg == dict(mode='slide', crop_size=(64, 64), stride=(32, 32), size_divisor=16)
+    assert cfg.model.test_cfg == dict(
+        mode='slide', crop_size=(64, 64), stride=(32, 32), size_divisor=16, upscale_small=True
+    )
     assert cfg.model.backbone.norm_cfg.eps == 1e-5 and cfg.test_dataloader.dataset.type == 'ADE20KDataset'
     model = MODELS.build(cfg.model).eval()
     load_checkpoint(model, str(out / 'model.pth'), map_location='cpu', strict=True)
