@@ -463,7 +463,7 @@ def plot(path: str, records: list[dict[str, Any]]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.8), layout='constrained')
+    figure = Figure(figsize=(9, 4), layout='constrained')
     FigureCanvasAgg(figure)
     time_axis, memory_axis = figure.subplots(1, 2)
     for name in dict.fromkeys(side['name'] for r in records for side in r['sides']):
@@ -480,5 +480,5 @@ def plot(path: str, records: list[dict[str, Any]]) -> None:
     for axis, label in ((time_axis, 'seconds'), (memory_axis, 'peak memory, GB')):
         axis.set(xlabel='image size, megapixels', ylabel=label, ylim=(0, None))
         axis.grid(alpha=0.3)
-    time_axis.legend()
+    figure.legend(*time_axis.get_legend_handles_labels(), loc='outside lower center', ncols=2)
     figure.savefig(path, dpi=120)

@@ -286,3 +286,15 @@ def test_official_sliding_windows(name):
         clear = best[0] - best[1] > 1e-4
         expected_labels = torch.from_numpy(REFERENCE[f'out/{name}/argmax']).long()
         assert torch.equal(logit_map.labels(maps)[clear], expected_labels[clear]) and clear.float().mean() > 0.99
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize('head', ['mask', 'linear', 'binary'])
+def test_gpu_equals_cpu(head):
+    model, _ = ours_and_theirs(head, **MODES[1])
+    image, metas = torch.randn(2, 3, 90, 77, dtype=torch.float64), [meta((90, 77), (61, 101))] * 2
+    on_cpu = model.predict(image, samples(*metas))
+    on_gpu = model.cuda().predict(image.cuda(), samples(*metas))
+    for one, other in zip(on_cpu, on_gpu, strict=True):
+        assert torch.equal(one.pred_sem_seg.data, other.pred_sem_seg.data.cpu())

@@ -9,7 +9,7 @@ from torch import Tensor
 from .interpolation import AxisMap
 
 # Small enough for a CPU's cache, large enough to keep a GPU busy; in bytes of logits.
-_TILE_BYTES = {'cpu': 4 << 20, 'cuda': 256 << 20}
+_TILE_BYTES = {'cpu': 4 << 20, 'cuda': 128 << 20}
 
 
 @dataclass(frozen=True)
@@ -116,13 +116,13 @@ def most_likely(scores: Tensor) -> Tensor:
     """``scores.argmax(dim=1)`` of (rows, K, columns), the first of equals.
 
     torch's CPU kernel walks a dimension that is not the last one element at a
-    time; finding the maximum first and the place where it stands second are
-    vectorised, and take a fifth of the time.
+    time. Finding the maximum first and the place where it stands second are
+    vectorised, and take a third of the time while a place fits into a byte.
     """
     K = scores.shape[1]
-    if scores.device.type != 'cpu':
+    if scores.device.type != 'cpu' or K > 256:
         return scores.argmax(dim=1)
     # The first of equals has the largest code.
-    codes = torch.arange(K - 1, -1, -1, dtype=torch.uint8 if K <= 256 else torch.int32)
+    codes = torch.arange(K - 1, -1, -1, dtype=torch.uint8)
     hits = scores == scores.amax(dim=1, keepdim=True)
     return K - 1 - (hits * codes[:, None]).amax(dim=1).long()
