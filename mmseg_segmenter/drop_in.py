@@ -2,8 +2,9 @@
 
 ``custom_imports = dict(imports=['mmseg_segmenter.drop_in'])`` puts
 ``SegmenterViT`` under the name ``VisionTransformer`` and ``Segmenter`` under
-``EncoderDecoder``. Arguments, state_dict keys and outputs are mmseg's, so
-configs and checkpoints need no change.
+``EncoderDecoder``. Arguments, state_dict keys and predictions are mmseg's, so
+configs and checkpoints need no change. Results have no ``seg_logits`` unless
+``test_cfg.return_logits`` asks for them.
 """
 
 from mmengine.logging import print_log

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a segmentor; same arguments as mmseg's tools/train.py."""
+"""Train a segmentor; takes the arguments of mmseg's tools/train.py."""
 
 import argparse
 import os
@@ -13,9 +13,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config name>)')
     parser.add_argument('--resume', action='store_true', help='continue from the last checkpoint in the work dir')
-    parser.add_argument(
-        '--amp', nargs='?', const='fp16', choices=['fp16', 'bf16'], help='mixed precision, fp16 if not said (GPU only)'
-    )
+    parser.add_argument('--amp', action='store_true', help='mixed precision')
+    parser.add_argument('--amp-dtype', choices=['fp16', 'bf16'], help='default: fp16 on a GPU, bf16 on a CPU')
     parser.add_argument('--compile', action='store_true', help='compile backbone and head (torch.compile)')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='override config entries, e.g. train_cfg.max_iters=100'
@@ -35,7 +34,7 @@ def main() -> None:
         cfg = engine.load_config(args.config, args.work_dir, args.cfg_options, args.launcher)
         cfg.resume = args.resume or cfg.get('resume', False)
         if args.amp:
-            engine.enable_amp(cfg, args.amp)
+            engine.enable_amp(cfg, args.amp_dtype)
         engine.check_datasets(cfg, ('train_dataloader', 'val_dataloader'))
     except (FileNotFoundError, ValueError) as error:  # what the user can set right: no traceback
         sys.exit(f'train.py: {error}')

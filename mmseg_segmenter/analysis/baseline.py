@@ -25,9 +25,10 @@ def on_mmseg(model: ConfigDict) -> ConfigDict:
     model = copy.deepcopy(model)
     if model.backbone.get('with_dist_token'):
         raise ValueError('mmseg has no VisionTransformer with a dist_token to compare with')
-    if model.type == 'Segmenter':
+    # the second names are ours, too, under mmseg_segmenter.drop_in
+    if model.type in ('Segmenter', 'EncoderDecoder'):
         model.type = EncoderDecoder
-    if model.backbone.type == 'SegmenterViT':
+    if model.backbone.type in ('SegmenterViT', 'VisionTransformer'):
         known = inspect.signature(VisionTransformer.__init__).parameters
         model.backbone = ConfigDict({k: v for k, v in model.backbone.items() if k in known})
         model.backbone.update(type=VisionTransformer, patch_bias=True)

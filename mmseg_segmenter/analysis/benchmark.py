@@ -31,6 +31,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import __version__
+from ..engine.precision import compile_parts
 from .baseline import heads, on_mmseg
 
 MODES = ('forward', 'train', 'slide', 'tta', 'loader')
@@ -68,6 +69,7 @@ class Side:
     Attributes:
         name: config, and the classes it runs on.
         config: of the model.
+        baseline: the next side is the same model, with this one's weights.
         seconds: of each repetition.
         peak_gb: most memory of a process that only ran this (CPU: resident;
             GPU: allocated).
@@ -75,13 +77,14 @@ class Side:
         parameters: number of them.
         gflops: of one forward pass (``'forward'`` only).
         peak_share: of the machine's matrix product (``'forward'`` only).
-        agreement: with the first side: largest difference of logits
+        agreement: with the baseline: largest difference of logits
             (``'forward'``), share of equal labels (``'slide'``, ``'tta'``),
             difference of the loss (``'train'``).
     """
 
     name: str
     config: ConfigDict
+    baseline: bool = False
     seconds: list[float] = field(default_factory=list)
     peak_gb: float | None = None
     model_gb: float | None = None
@@ -111,6 +114,7 @@ def sides(config: str, against_mmseg: bool, num_classes: int | None = None, opti
         raise ValueError(f'{config} has no model')
     model = cfg.model
     model.pop('pretrained', None)
+    model.setdefault('test_cfg', ConfigDict(mode='whole'))
     for key in ('init_cfg', 'pretrained'):  # speed needs no weights
         model.backbone.pop(key, None)
     if num_classes:
@@ -123,7 +127,7 @@ def sides(config: str, against_mmseg: bool, num_classes: int | None = None, opti
     # What mmseg does not know; the two would not compute the same.
     for key in ('size_divisor', 'upscale_small'):
         ours.config.test_cfg.pop(key, None)
-    return [Side(f'{stem} (mmseg)', on_mmseg(model)), ours]
+    return [Side(f'{stem} (mmseg)', on_mmseg(model), baseline=True), ours]
 
 
 def _load(config: str, options: Any) -> Config:
@@ -155,8 +159,7 @@ class Workload:
             model.load_state_dict(weights, strict=True)
         self.model = model.to(device()).train(case.mode == 'train')
         if case.compile:
-            self.model.backbone.compile()
-            self.model.decode_head.compile()
+            compile_parts(self.model)
         generator = torch.Generator().manual_seed(1)
         self.images = [
             torch.randint(0, 256, (3, *case.size), dtype=torch.uint8, generator=generator)
@@ -322,21 +325,21 @@ def compare(case: Case, models: list[Side], repeats: int, with_memory: bool = Tr
 
     Args:
         case: what to run.
-        models: the sides; those that can take the weights of the first do.
+        models: the sides; the one after a baseline has its weights.
         repeats: of each, after one to warm up.
         with_memory: also measure memory, in two more runs of their own process.
         peak: GFLOP/s of the machine, for ``peak_share``.
     """
     workloads: list[Workload] = []
-    for side in models:
-        weights = workloads[0].model.state_dict() if workloads and ' (mmseg)' in models[0].name else None
-        workloads.append(Workload(case, side.config, weights if len(workloads) == 1 else None))
+    paired = [i > 0 and models[i - 1].baseline for i in range(len(models))]
+    for i, side in enumerate(models):
+        workloads.append(Workload(case, side.config, workloads[-1].model.state_dict() if paired[i] else None))
         side.parameters = sum(p.numel() for p in workloads[-1].model.parameters())
         side.seconds.clear()
     losses = [w.loss() for w in workloads] if case.mode == 'train' else []
     first = [w() for w in workloads]  # warms up, too
     for i, side in enumerate(models):
-        side.agreement = None if i != 1 or ' (mmseg)' not in models[0].name else _agreement(case, first, losses)
+        side.agreement = _agreement(case, first[i - 1 : i + 1], losses[i - 1 : i + 1]) if paired[i] else None
     del first
     for _ in range(repeats):
         for side, workload in zip(models, workloads, strict=True):

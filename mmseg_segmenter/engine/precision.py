@@ -33,7 +33,7 @@ def cpu_has_bfloat16() -> bool:
     return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def enable_amp(cfg: Config, precision: str) -> None:
+def enable_amp(cfg: Config, precision: str | None = None) -> None:
     """Train in mixed precision.
 
     On a GPU with mmengine's ``AmpOptimWrapper`` (loss scaling for fp16 only),
@@ -41,7 +41,8 @@ def enable_amp(cfg: Config, precision: str) -> None:
 
     Args:
         cfg: whole config.
-        precision: ``'fp16'`` or ``'bf16'``.
+        precision: ``'fp16'`` or ``'bf16'``; default fp16 on a GPU (as mmseg's
+            ``--amp``) and bf16 on a CPU.
 
     Raises:
         ValueError: fp16 without a GPU, bf16 on a CPU without instructions for
@@ -50,6 +51,7 @@ def enable_amp(cfg: Config, precision: str) -> None:
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise ValueError(f'--amp: optim_wrapper.type={kind!r}, expected OptimWrapper')
+    precision = precision or ('bf16' if get_device() == 'cpu' else 'fp16')
     if get_device() == 'cpu':
         _check_cpu(precision)
         cfg.optim_wrapper.type = 'CpuAmpOptimWrapper'
@@ -64,9 +66,9 @@ def enable_amp(cfg: Config, precision: str) -> None:
 
 def _check_cpu(precision: str) -> None:
     if precision == 'fp16':
-        raise ValueError('--amp fp16 needs a GPU, found none; --amp bf16 runs on CPUs')
+        raise ValueError('--amp-dtype fp16 needs a GPU, found none; bf16 runs on CPUs')
     if not cpu_has_bfloat16():
-        raise ValueError('--amp bf16: this CPU has no instructions for bfloat16, it would be slower than float32')
+        raise ValueError('--amp: this CPU has no instructions for bfloat16, it would be slower than float32')
 
 
 def enable_test_amp(cfg: Config) -> None:
@@ -92,4 +94,5 @@ def compile_parts(model: Any) -> None:
     model = model.module if is_model_wrapper(model) else model
     model = getattr(model, 'module', model)
     model.backbone.compile()
-    model.decode_head.compile()
+    # mmseg calls forward() of a head by name, which Module.compile() would not reach
+    model.decode_head.forward = torch.compile(model.decode_head.forward)

@@ -2,6 +2,9 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
+from mmengine.structures import PixelData
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
 from torch import nn
 
 from mmseg_segmenter import engine
@@ -43,7 +46,7 @@ def test_cpu_trains_under_bfloat16(monkeypatch):
 
 def test_what_a_machine_cannot_do(monkeypatch):
     monkeypatch.setattr(precision, 'get_device', lambda: 'cpu')
-    with pytest.raises(ValueError, match='--amp fp16 needs a GPU, found none; --amp bf16 runs on CPUs'):
+    with pytest.raises(ValueError, match='--amp-dtype fp16 needs a GPU, found none; bf16 runs on CPUs'):
         engine.enable_amp(config(), 'fp16')
     monkeypatch.setattr(precision, 'cpu_has_bfloat16', lambda: False)
     for enable in (lambda: engine.enable_amp(config(), 'bf16'), lambda: engine.enable_test_amp(config(test_cfg={}))):
@@ -58,5 +61,26 @@ def test_compiling_keeps_the_keys():
     keys = list(model.state_dict())
     precision.compile_parts(model)
     assert list(model.state_dict()) == keys
-    assert model.backbone._compiled_call_impl and model.decode_head._compiled_call_impl
-    assert model.neck._compiled_call_impl is None
+    assert model.backbone._compiled_call_impl and model.neck._compiled_call_impl is None
+
+
+def test_compiling_reaches_the_head_in_training_and_testing(monkeypatch):
+    """Which mmseg calls by the name of its method."""
+    calls = []
+    monkeypatch.setattr(torch, 'compile', lambda function: lambda *args: calls.append('head') or function(*args))
+    model = MODELS.build(
+        dict(
+            type='Segmenter',
+            data_preprocessor=dict(type='SegDataPreProcessor'),
+            backbone=dict(type='SegmenterViT', img_size=16, patch_size=8, embed_dims=8, num_layers=1, num_heads=1),
+            decode_head=dict(type='LinearHead', in_channels=8, num_classes=3),
+        )
+    )
+    model.backbone.compile = lambda: calls.append('backbone')
+    precision.compile_parts(model)
+    assert calls == ['backbone']
+    image, sample = torch.randn(1, 3, 16, 16), SegDataSample(gt_sem_seg=PixelData(data=torch.zeros(1, 16, 16).long()))
+    model.loss(image, [sample])
+    model.predict(image)
+    model(image, mode='tensor')
+    assert calls == ['backbone', 'head', 'head', 'head']

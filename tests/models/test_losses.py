@@ -131,8 +131,12 @@ def test_loss_scaling_reaches_the_gradient():
 
 def test_without_gradient():
     logits, labels = problem()
-    with torch.no_grad():
+    with torch.no_grad(), LargestTensor() as made:
         loss, correct = upsampled_cross_entropy(logits, labels)
+    assert not made.called('aten.mul_') and loss.grad_fn is None
+    with LargestTensor() as made:
+        upsampled_cross_entropy(logits, labels)
+    assert made.called('aten.mul_')
     upsampled = F.interpolate(logits, labels.shape[1:], mode='bilinear')
     assert correct == (upsampled.argmax(1) == labels).sum()
     torch.testing.assert_close(loss, F.cross_entropy(upsampled, labels, ignore_index=255, reduction='sum'))
@@ -186,3 +190,5 @@ def test_gpu_equals_cpu():
     ours = results(type(head()).loss_by_feat, head(), logits, labels)
     on_gpu = results(type(head()).loss_by_feat, head(), logits.detach().cuda().requires_grad_(), labels.cuda())
     torch.testing.assert_close(on_gpu[1].cpu(), ours[1], rtol=1e-9, atol=1e-9)
+    for name, value in on_gpu[0].items():
+        torch.testing.assert_close(value.cpu(), ours[0][name], rtol=1e-6, atol=1e-6)

@@ -1,4 +1,6 @@
 import copy
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -183,3 +185,30 @@ def test_training_step_on_gpu():
     assert torch.isfinite(loss)
     with pytest.raises(ValueError, match=r'maps/0\.png: found label 9'):
         model.train_step(batch(label=9), OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-2)))
+
+
+def test_a_model_that_nobody_holds_is_freed():
+    gc.collect()
+    gc.disable()
+    try:
+        model = weakref.ref(build())
+        assert model() is None
+    finally:
+        gc.enable()
+
+
+def test_auxiliary_heads_with_targets_of_their_own_may_have_other_classes():
+    """As mmseg's STDC, whose boundaries are two classes."""
+    config = copy.deepcopy(CONFIG)
+    common = dict(in_channels=16, channels=8, in_index=0)
+    boundary = dict(type='STDCHead', num_classes=2, boundary_threshold=0.1, loss_decode=dict(type='DiceLoss'), **common)
+    plain = dict(type='FCNHead', num_classes=5, num_convs=1, **common)
+    MODELS.build(dict(type='Segmenter', **config, auxiliary_head=[boundary]))
+    with pytest.raises(ValueError, match='of auxiliary_head 5; expected the same'):
+        MODELS.build(dict(type='Segmenter', **config, auxiliary_head=[boundary, plain]))
+
+
+def test_wrong_flip_direction():
+    sample = SegDataSample(metainfo=dict(ori_shape=(16, 16), img_shape=(16, 16), flip=True, flip_direction='left'))
+    with pytest.raises(ValueError, match=r"flip_direction='left'; expected horizontal"):
+        build().eval().predict(torch.randn(1, 3, 16, 16), [sample])

@@ -41,8 +41,9 @@ def check_num_classes(head: str, kwargs: dict[str, Any]) -> None:
 class LeanLossHead(BaseDecodeHead):
     """A head whose plain cross-entropy never has logits at full resolution.
 
-    Loss, gradient and accuracy are those of ``BaseDecodeHead``, which is also
-    where every other loss goes, and every one with a pixel sampler.
+    Loss, gradient and accuracy are those of ``BaseDecodeHead`` (a pixel whose
+    label is one of several highest logits counts as right), which is also
+    where every other loss goes, lists of losses, and pixel samplers.
     """
 
     def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list[SegDataSample]) -> dict[str, Tensor]:
@@ -64,8 +65,9 @@ class LeanLossHead(BaseDecodeHead):
         valid = labels != self.ignore_index
         eps = torch.finfo(torch.float32).eps
         if criterion.reduction == 'mean':
-            loss = loss / (_sum_of_weights(labels, valid, weight, criterion.avg_non_ignore) + eps).to(loss)
-        accuracy = (correct.float() + eps) * (100 / (valid.sum().double() + eps)).float()
+            loss = loss / (_sum_of_weights(labels, valid, weight, criterion.avg_non_ignore).to(loss) + eps)
+        hundred = torch.full_like(correct, 100, dtype=torch.float32)  # as a number it would become a reciprocal
+        accuracy = (correct.float() + eps) * (hundred / (valid.sum().float() + eps))
         return {criterion.loss_name: criterion.loss_weight * loss, 'acc_seg': accuracy.reshape(1)}
 
 
@@ -85,7 +87,7 @@ def _sum_of_weights(labels: Tensor, valid: Tensor, class_weight: Tensor | None, 
     class; here they weigh 0.
     """
     if class_weight is None:
-        return (valid if avg_non_ignore else torch.ones_like(valid)).sum().double()
+        return (valid if avg_non_ignore else torch.ones_like(valid)).sum()
     counted = (labels >= 0) & (labels < len(class_weight))
     if avg_non_ignore:
         counted &= valid

@@ -31,7 +31,7 @@ def linear(x_BNC: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     B, N, C = x_BNC.shape
     # Tokens as the pixels of an image whose channels are last, in strides too: torch copies it otherwise.
     image = x_BNC.reshape(B, N, 1, C).permute(0, 3, 1, 2)
-    return F.conv2d(image, weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(B, N, -1)
+    return F.conv2d(image, weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(B, N, len(weight))
 
 
 class Linear(nn.Linear):

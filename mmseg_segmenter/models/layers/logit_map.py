@@ -19,7 +19,8 @@ class LogitMap:
     Such a map is hundreds of times as large as what the head put out, or as
     the labels that are wanted. So only the head's logits are kept; a tile of
     the map is ``rows @ logits @ columns.T``. Tiles have the classes in the
-    middle, which makes that two plain matrix products.
+    middle, which makes that two plain matrix products (in TF32, too, where that
+    is allowed for float32).
 
     Attributes:
         logits: (h, K, w) of the head; those of sliding windows stand beside
@@ -44,8 +45,8 @@ class LogitMap:
         part = self.logits[from_rows, :, from_columns]
         _, K, few = part.shape
         with torch.autocast(part.device.type, enabled=False):
-            part = row_matrix.to(part.device) @ part.reshape(len(part), K * few)
-            part = part.view(-1, few) @ column_matrix.T.to(part.device)
+            part = row_matrix.to(part.device, non_blocking=True) @ part.reshape(len(part), K * few)
+            part = part.view(-1, few) @ column_matrix.T.to(part.device, non_blocking=True)
         return part.view(-1, K, len(column_matrix))
 
     def add_tile_gradient(self, gradient: Tensor, tile_gradient: Tensor, rows: slice, columns: slice) -> None:
@@ -53,8 +54,8 @@ class LogitMap:
         to_rows, row_matrix = self.rows.dense(rows)
         to_columns, column_matrix = self.columns.dense(columns)
         r, K, c = tile_gradient.shape
-        part = tile_gradient.view(r * K, c) @ column_matrix.to(tile_gradient.device)
-        part = row_matrix.T.to(part.device) @ part.view(r, -1)
+        part = tile_gradient.view(r * K, c) @ column_matrix.to(tile_gradient.device, non_blocking=True)
+        part = row_matrix.T.to(part.device, non_blocking=True) @ part.view(r, -1)
         gradient[to_rows, :, to_columns] += part.view(len(part), K, -1)
 
     def full(self) -> Tensor:

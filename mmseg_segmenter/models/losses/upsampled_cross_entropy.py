@@ -34,7 +34,8 @@ def upsampled_cross_entropy(
     Returns:
         The sum, and how many pixels have the highest logit at their label.
     """
-    return _UpsampledCrossEntropy.apply(logits, labels, class_weight, ignore_index, align_corners)
+    with_gradient = torch.is_grad_enabled() and logits.requires_grad
+    return _UpsampledCrossEntropy.apply(logits, labels, class_weight, ignore_index, align_corners, with_gradient)
 
 
 class _UpsampledCrossEntropy(torch.autograd.Function):
@@ -46,35 +47,36 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
         class_weight: Tensor | None,
         ignore_index: int,
         align_corners: bool,
+        with_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(logits.dtype, torch.float32)
         (B, _, h, w), (_, H, W) = logits.shape, labels.shape
         rows, columns = linear(h, H, align_corners, dtype), linear(w, W, align_corners, dtype)
         source = logits.to(dtype).permute(0, 2, 1, 3)  # (B, h, K, w)
-        gradient = torch.zeros_like(source) if ctx.needs_input_grad[0] else None
+        gradient = torch.zeros_like(source) if with_gradient else None
         weight = None if class_weight is None else class_weight.to(dtype)
-        total = logits.new_zeros((), dtype=torch.float64)
-        correct = labels.new_zeros(())
+        losses, hits = [], []
         with torch.autocast(logits.device.type, enabled=False):
             for i in range(B):
                 logit_map = LogitMap(source[i], rows, columns)
                 for tile in logit_map.tiles():
                     scores = logit_map.tile(*tile)
-                    loss, hits = _tile_loss(scores, labels[i][tile], weight, ignore_index, gradient is not None)
-                    total += loss
-                    correct += hits
+                    loss, correct = _tile_loss(scores, labels[i][tile], weight, ignore_index, gradient is not None)
+                    losses.append(loss)
+                    hits.append(correct)
                     if gradient is not None:  # scores are their gradient now
                         logit_map.add_tile_gradient(gradient[i], scores, *tile)
+        total, correct = torch.stack(losses).sum(), torch.stack(hits).sum()
         ctx.mark_non_differentiable(correct)
         ctx.save_for_backward(gradient)
         ctx.dtype = logits.dtype
-        return total.to(dtype), correct
+        return total, correct
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return (gradient * grad_loss).permute(0, 2, 1, 3).to(ctx.dtype), None, None, None, None
+        return (gradient * grad_loss).permute(0, 2, 1, 3).to(ctx.dtype), None, None, None, None, None
 
 
 def _tile_loss(

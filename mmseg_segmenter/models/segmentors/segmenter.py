@@ -1,5 +1,6 @@
 """The whole model: mmseg's EncoderDecoder with Segmenter's inference."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
+from ..decode_heads.common import LeanLossHead
 from ..layers.interpolation import AxisMap, average_windows, linear, window_starts
 from ..layers.logit_map import LogitMap, labels
 from .label_check import check_labels
@@ -26,8 +28,9 @@ class Segmenter(EncoderDecoder):
     run in batches, and only the head's logits are kept: upsampling, the mean
     over windows and the resize to the original image are composed into one
     linear map, which is applied tile by tile, each tile ending as labels. So
-    memory follows the labels, not (classes, height, width). Results carry
-    ``seg_logits`` only when asked for.
+    memory follows the labels, not (classes, height, width); only heads with a
+    ``predict`` of their own give logits at full size, which are kept. Results
+    carry ``seg_logits`` only when asked for.
 
     Annotations are checked: a label outside the model's classes is an error
     that names the file, before it can become an assertion on the GPU. The log
@@ -65,7 +68,9 @@ class Segmenter(EncoderDecoder):
         self._check_classes()
         # The preprocessor is where labels are last seen on the CPU, under every model wrapper (DDP, FSDP):
         # looking at them later would stall the GPU.
-        self.data_preprocessor.register_forward_pre_hook(self._check_labels)
+        self.data_preprocessor.register_forward_pre_hook(
+            partial(_check_labels, self._num_labels, self.decode_head.ignore_index)
+        )
         report_loading(self)
 
     def _check_test_cfg(self) -> None:
@@ -93,7 +98,9 @@ class Segmenter(EncoderDecoder):
         if self.with_auxiliary_head:
             auxiliary = self.auxiliary_head
             heads += list(auxiliary) if isinstance(auxiliary, torch.nn.ModuleList) else [auxiliary]
-        counts = [head.num_classes for head in heads]
+        # Others make a target of their own from the annotation (STDC: boundaries).
+        plain = (BaseDecodeHead.loss_by_feat, LeanLossHead.loss_by_feat)
+        counts = [head.num_classes for head in heads if head is heads[0] or type(head).loss_by_feat in plain]
         if len(set(counts)) > 1:
             raise ValueError(
                 f'num_classes of decode_head is {counts[0]}, of auxiliary_head {", ".join(map(str, counts[1:]))}; '
@@ -107,10 +114,6 @@ class Segmenter(EncoderDecoder):
                 f'data_preprocessor.seg_pad_val={padding} is neither a class nor ignore_index={ignored} of the head; '
                 'set them to the same value'
             )
-
-    def _check_labels(self, _: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        samples = args[0].get('data_samples') if args and isinstance(args[0], dict) else None
-        check_labels(samples or [], self._num_labels, self.decode_head.ignore_index)
 
     def predict(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> list[SegDataSample]:
         """Segment a batch of images.
@@ -128,6 +131,7 @@ class Segmenter(EncoderDecoder):
         maps = self.logit_maps(inputs, data_samples)
         results = data_samples or [SegDataSample() for _ in maps]
         for result, logit_map in zip(results, maps, strict=True):
+            result.pop('seg_logits', None)
             if self.test_cfg.get('return_logits'):
                 logits = logit_map.full()
                 result.seg_logits = PixelData(data=logits if self.out_channels > 1 else logits.sigmoid())
@@ -155,6 +159,8 @@ class Segmenter(EncoderDecoder):
                 r, c = r[top : len(r) - bottom], c[left : len(c) - right]
             if meta.get('flip'):
                 direction = meta['flip_direction']
+                if direction not in ('horizontal', 'vertical', 'diagonal'):
+                    raise ValueError(f'flip_direction={direction!r}; expected horizontal, vertical or diagonal')
                 r = r.flip() if direction in ('vertical', 'diagonal') else r
                 c = c.flip() if direction in ('horizontal', 'diagonal') else c
             ori_h, ori_w = meta['ori_shape'][:2]
@@ -264,3 +270,9 @@ class Segmenter(EncoderDecoder):
         # A torch.Size is how mmseg tells the head which size to upsample to.
         metas = [dict(meta, img_shape=torch.Size(inputs.shape[-2:])) for meta in batch_img_metas]
         return super().encode_decode(inputs, metas)[..., :H, :W]
+
+
+def _check_labels(num_labels: int, ignore_index: int, _: torch.nn.Module, args: tuple[Any, ...]) -> None:
+    """Forward pre-hook of the data preprocessor; without the model, which would hold on to itself."""
+    samples = args[0].get('data_samples') if args and isinstance(args[0], dict) else None
+    check_labels(samples or [], num_labels, ignore_index)
