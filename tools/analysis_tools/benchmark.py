@@ -9,7 +9,7 @@ from mmengine.config import DictAction
 
 def size(text: str) -> tuple[int, int]:
     height, _, width = text.partition('x')
-    return int(height), int(width)
+    return int(height), int(width or height)  # 512 is 512x512
 
 
 def main() -> None:
