@@ -7,7 +7,7 @@ means that any tile of the result can be had straight from the logits, and
 nothing in between is ever stored.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ class AxisMap:
 
     index: Tensor
     weight: Tensor
+    _matrices: dict[tuple[int, int, torch.device], tuple[slice, Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __len__(self) -> int:
         return len(self.index)
@@ -45,12 +48,22 @@ class AxisMap:
         """Interpolate the output linearly to another length."""
         return self.then(linear(len(self), length, align_corners, self.weight.dtype))
 
-    def dense(self, outputs: slice) -> tuple[slice, Tensor]:
+    def dense(self, outputs: slice, device: torch.device | str = 'cpu') -> tuple[slice, Tensor]:
         """The matrix of some outputs, without the inputs that none of them uses.
 
+        It is kept: all tiles of a strip share one, and so do all images of a
+        batch and the way back.
+
         Returns:
-            The inputs used, and a matrix (outputs, inputs).
+            The inputs used, and a matrix (outputs, inputs) on ``device``.
         """
+        key = (outputs.start, outputs.stop, torch.device(device))
+        if key not in self._matrices:
+            inputs, matrix = self._make_dense(outputs)
+            self._matrices[key] = inputs, matrix.to(device, non_blocking=True)
+        return self._matrices[key]
+
+    def _make_dense(self, outputs: slice) -> tuple[slice, Tensor]:
         index, weight = self.index[outputs], self.weight[outputs]
         start, stop = int(index.min()), int(index.max()) + 1
         matrix = weight.new_zeros(len(index), stop - start)

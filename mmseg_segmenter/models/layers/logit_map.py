@@ -40,22 +40,22 @@ class LogitMap:
 
     def tile(self, rows: slice, columns: slice) -> Tensor:
         """Logits (rows, K, columns) of a part of the image."""
-        from_rows, row_matrix = self.rows.dense(rows)
-        from_columns, column_matrix = self.columns.dense(columns)
+        from_rows, row_matrix = self.rows.dense(rows, self.logits.device)
+        from_columns, column_matrix = self.columns.dense(columns, self.logits.device)
         part = self.logits[from_rows, :, from_columns]
         _, K, few = part.shape
         with torch.autocast(part.device.type, enabled=False):
-            part = row_matrix.to(part.device, non_blocking=True) @ part.reshape(len(part), K * few)
-            part = part.view(-1, few) @ column_matrix.T.to(part.device, non_blocking=True)
+            part = row_matrix @ part.reshape(len(part), K * few)
+            part = part.view(-1, few) @ column_matrix.T
         return part.view(-1, K, len(column_matrix))
 
     def add_tile_gradient(self, gradient: Tensor, tile_gradient: Tensor, rows: slice, columns: slice) -> None:
         """Transpose of :meth:`tile`: add the gradient of a tile to that of ``logits``, in place."""
-        to_rows, row_matrix = self.rows.dense(rows)
-        to_columns, column_matrix = self.columns.dense(columns)
+        to_rows, row_matrix = self.rows.dense(rows, gradient.device)
+        to_columns, column_matrix = self.columns.dense(columns, gradient.device)
         r, K, c = tile_gradient.shape
-        part = tile_gradient.view(r * K, c) @ column_matrix.to(tile_gradient.device, non_blocking=True)
-        part = row_matrix.T.to(part.device, non_blocking=True) @ part.view(r, -1)
+        part = tile_gradient.view(r * K, c) @ column_matrix
+        part = row_matrix.T @ part.view(r, -1)
         gradient[to_rows, :, to_columns] += part.view(len(part), K, -1)
 
     def full(self) -> Tensor:
