@@ -21,7 +21,7 @@ import mmseg
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.model import revert_sync_batchnorm
-from mmengine.optim import OptimWrapper
+from mmengine.optim import build_optim_wrapper
 from mmengine.structures import PixelData
 from mmseg.registry import DATASETS, MODELS
 from mmseg.structures import SegDataSample
@@ -31,11 +31,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import __version__
-from ..engine.precision import compile_parts
+from ..engine.precision import DTYPES, compile_parts, enable_amp
 from .baseline import heads, on_mmseg
 
 MODES = ('forward', 'train', 'slide', 'tta', 'loader')
-AMP_DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
+AMP_DTYPES = {name: getattr(torch, dtype) for name, dtype in DTYPES.items()}
 TTA_RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # segm/eval/miou.py
 
 
@@ -166,9 +166,12 @@ class Workload:
             for _ in range(case.batch_size)
         ]
         self.labels = torch.randint(0, model.num_classes, (case.batch_size, 1, *case.size), generator=generator)
-        self.wrapper = OptimWrapper(torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9, nesterov=True))
+        sgd = dict(type='SGD', lr=1e-3, momentum=0.9, nesterov=True)
+        training = Config(dict(optim_wrapper=dict(type='OptimWrapper', optimizer=sgd)))
+        if case.amp and case.mode == 'train':
+            enable_amp(training, case.amp)
+        self.wrapper = build_optim_wrapper(self.model, training.optim_wrapper)
         self.tta = MODELS.build(dict(type='SegTTAModel', module=self.model)) if case.mode == 'tta' else None
-        self.scaler = torch.amp.GradScaler() if case.amp == 'fp16' and case.mode == 'train' else None
 
     def _samples(self, size: tuple[int, int], flip: bool = False) -> list[SegDataSample]:
         info = dict(
@@ -202,10 +205,7 @@ class Workload:
         case, model = self.case, self.model
         data = dict(inputs=list(self.images), data_samples=self._samples(case.size))
         if case.mode == 'train':
-            with self.autocast():
-                batch = model.data_preprocessor(data, True)
-                loss, _ = model.parse_losses(model(**batch, mode='loss'))
-            self._step(loss)
+            model.train_step(data, self.wrapper)
             return None
         with torch.no_grad(), self.autocast():
             if case.mode == 'tta':
@@ -215,15 +215,6 @@ class Workload:
                 return [r.pred_sem_seg.data.flatten().cpu() for r in model.test_step(data)]
             inputs = torch.stack(self.images).float().to(device()) / 127.5 - 1
             return model(inputs, mode='tensor')
-
-    def _step(self, loss: Tensor) -> None:
-        if self.scaler is None:
-            self.wrapper.update_params(loss)
-            return
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.wrapper.optimizer)
-        self.scaler.update()
-        self.wrapper.optimizer.zero_grad()
 
     @torch.no_grad()
     def loss(self) -> float:

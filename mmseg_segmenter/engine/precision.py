@@ -12,7 +12,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
-_DTYPES = {'fp16': 'float16', 'bf16': 'bfloat16'}
+DTYPES = {'fp16': 'float16', 'bf16': 'bfloat16'}
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -59,7 +59,7 @@ def enable_amp(cfg: Config, precision: str | None = None) -> None:
             cfg.optim_wrapper.pop(key, None)
         return
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
-    cfg.optim_wrapper.dtype = _DTYPES[precision]
+    cfg.optim_wrapper.dtype = DTYPES[precision]
     # bfloat16 has the range of float32
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic' if precision == 'fp16' else 1.0)
 
