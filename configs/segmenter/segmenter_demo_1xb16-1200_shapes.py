@@ -1,11 +1,11 @@
 # A small Segmenter (ViT of width 128 and depth 4, patch 12) on generated scenes: minutes on two CPU cores.
 # Not a published experiment. `make demo` runs it.
 # tools/train.py configs/segmenter/segmenter_demo_1xb16-1200_shapes.py
-# From random weights AdamW with a warm-up learns where the paper's SGD, made for pretrained ones, hardly moves.
 _base_ = [
     '../_base_/models/segmenter_vit-b16_mask.py',
     '../_base_/datasets/shapes.py',
     '../_base_/default_runtime.py',
+    '../_base_/schedules/scratch_2k.py',
 ]
 
 model = dict(
@@ -37,20 +37,10 @@ model = dict(
     ),
     test_cfg=dict(_delete_=True, mode='slide', crop_size=(96, 96), stride=(64, 64), size_divisor=12),
 )
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=5e-4, weight_decay=0.05))
+optim_wrapper = dict(optimizer=dict(lr=5e-4))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, begin=0, end=80, by_epoch=False),
     dict(type='PolyLR', eta_min=1e-5, power=0.9, begin=80, end=1200, by_epoch=False),
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=1200, val_interval=600)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-default_hooks = dict(
-    timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
-    param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=200),
-    sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='SegVisualizationHook'),
-)
-randomness = dict(seed=0)
+train_cfg = dict(max_iters=1200, val_interval=600)
+default_hooks = dict(checkpoint=dict(interval=200))
