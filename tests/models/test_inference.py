@@ -155,6 +155,19 @@ def test_nothing_as_large_as_the_logits(test_cfg, monkeypatch):
 
 
 @torch.no_grad()
+def test_logits_of_pixels_are_added_up():
+    """Heads with a predict() of their own: one map of the image, however often windows overlap."""
+    test_cfg = dict(mode='slide', crop_size=(32, 32), stride=(8, 8), window_batch_size=1)
+    model, theirs = ours_and_theirs('enc', **test_cfg)
+    image = torch.randn(1, 3, 120, 120, dtype=torch.float64)
+    with LargestTensor() as largest:
+        (result,) = model.predict(image, samples(meta((120, 120))))
+    # the image, or a window of the first layer's attention: nothing is larger than the one map of logits
+    assert largest.numel <= HEADS['enc']['num_classes'] * 120 * 120
+    assert torch.equal(result.pred_sem_seg.data, theirs.predict(image)[0].pred_sem_seg.data)
+
+
+@torch.no_grad()
 def test_window_batch_size_changes_nothing():
     image = torch.randn(2, 3, 90, 77, dtype=torch.float64)
     results = []

@@ -40,17 +40,24 @@ def test_dense_leaves_out_unused_inputs():
 @pytest.mark.parametrize(
     'length, window, stride', [(100, 40, 30), (100, 40, 13), (40, 40, 40), (41, 40, 40), (10, 40, 7)]
 )
-def test_windows_are_averaged(length, window, stride):
+@pytest.mark.parametrize('cells', [8, None], ids=['interpolated', 'pixels'])
+def test_windows_are_averaged(length, window, stride, cells):
     starts = window_starts(length, window, stride)
     window = min(window, length)
-    values = torch.randn(len(starts), 8, dtype=torch.float64)
+    cells = cells or window
+    values = torch.randn(len(starts), cells, dtype=torch.float64)
     total, count = torch.zeros(length, dtype=torch.float64), torch.zeros(length, dtype=torch.float64)
     for start, inputs in zip(starts, values, strict=True):
         total[start : start + window] += F.interpolate(inputs[None, None], window, mode='linear')[0, 0]
         count[start : start + window] += 1
     assert count.min() > 0
-    axis_map = average_windows(length, starts, linear(8, window, dtype=torch.float64), 8)
-    torch.testing.assert_close(apply(axis_map, values.flatten()), total / count, rtol=0, atol=1e-12)
+    to_window = linear(cells, window, dtype=torch.float64)
+    places, size, axis_map = average_windows(length, starts, to_window, cells)
+    assert size == (length if cells == window else cells * len(starts))
+    inputs = torch.zeros(size, dtype=torch.float64)
+    for place, one in zip(places, values, strict=True):
+        inputs[place : place + cells] += one
+    torch.testing.assert_close(apply(axis_map, inputs), total / count, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize('window, stride', [(64, 64), (64, 40), (64, 1), (5, 3)])

@@ -35,6 +35,12 @@ class AxisMap:
         """Crop the output."""
         return AxisMap(self.index[outputs], self.weight[outputs])
 
+    def is_identity(self, n_in: int) -> bool:
+        """Whether this leaves ``n_in`` coordinates as they are."""
+        return self.index.shape == (n_in, 1) and bool(
+            (self.index[:, 0] == torch.arange(n_in)).all() and (self.weight == 1).all()
+        )
+
     def flip(self) -> 'AxisMap':
         """Mirror the output."""
         return AxisMap(self.index.flip(0), self.weight.flip(0))
@@ -110,19 +116,29 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     return [max(min(i * stride + window, length) - window, 0) for i in range(count)]
 
 
-def average_windows(length: int, starts: list[int], window: AxisMap, n_in: int) -> AxisMap:
-    """The mean over windows, from the inputs of all windows one after another.
+def average_windows(length: int, starts: list[int], window: AxisMap, n_in: int) -> tuple[list[int], int, AxisMap]:
+    """The mean over windows, and where the inputs of each have to be for it.
+
+    Windows whose inputs are their coordinates can be added up in place, which
+    keeps as many inputs as there are coordinates. Others stand one after
+    another.
 
     Args:
         length: of the image.
         starts: first coordinate of each window; together they leave no gap.
         window: from the inputs of a window to its coordinates.
         n_in: inputs of a window.
+
+    Returns:
+        The first place of each window's inputs, to which they are to be added;
+        how many places there are; the mean, from the places to the image.
     """
     size, taps = window.index.shape
     covered = torch.zeros(length, dtype=torch.long)
     for start in starts:
         covered[start : start + size] += 1
+    if window.is_identity(n_in):
+        return starts, length, AxisMap(torch.arange(length)[:, None], covered.to(window.weight).reciprocal_()[:, None])
     index = torch.full((length, int(covered.max()), taps), -1)
     weight = window.weight.new_zeros(index.shape)
     seen = torch.zeros_like(covered)
@@ -133,4 +149,5 @@ def average_windows(length: int, starts: list[int], window: AxisMap, n_in: int) 
         seen[rows] += 1
     # Coordinates that fewer windows cover: weight 0, on an input that is used anyway.
     index = torch.where(index < 0, index[:, :1], index)
-    return AxisMap(index.flatten(1), weight.flatten(1))
+    places = [i * n_in for i in range(len(starts))]
+    return places, len(starts) * n_in, AxisMap(index.flatten(1), weight.flatten(1))

@@ -197,44 +197,48 @@ class Segmenter(EncoderDecoder):
         """Logits of all windows (of the one that is everything, in ``'whole'`` mode).
 
         Returns:
-            (B, n_y * h, K, n_x * w), the windows' logits beside and below
-            each other, and the maps of both axes from there to the pixels.
+            (B, h, K, w), the windows' logits beside and below each other, or
+            added up where they are pixels, and the maps of both axes from
+            there to the mean at each pixel.
         """
-        B, _, H, W = inputs.shape
-        window_h, window_w, ys, xs, batch_size = H, W, [0], [0], B
+        batch_size = len(inputs)
+        size = self._enlarged_size(inputs.shape[2], inputs.shape[3])
+        windows, strides = size, size
         if self.test_cfg.mode == 'slide':
-            size = self._enlarged_size(H, W)
-            if size != (H, W):
+            if size != inputs.shape[2:]:
                 inputs = F.interpolate(inputs, size, mode='bilinear', align_corners=False)
-                H, W = size
-            (window_h, window_w), strides = self.test_cfg.crop_size, self.test_cfg.stride
-            ys, xs = window_starts(H, window_h, strides[0]), window_starts(W, window_w, strides[1])
-            window_h, window_w = min(window_h, H), min(window_w, W)
+            windows, strides = self.test_cfg.crop_size, self.test_cfg.stride
             batch_size = self.test_cfg.get('window_batch_size', 4)
-        windows = [(i, iy, ix) for i in range(B) for iy in range(len(ys)) for ix in range(len(xs))]
-        mosaic = None
-        for start in range(0, len(windows), batch_size):
-            chunk = windows[start : start + batch_size]
-            crops = torch.stack([inputs[i, :, ys[iy] : ys[iy] + window_h, xs[ix] : xs[ix] + window_w]
-                                 for i, iy, ix in chunk])  # fmt: skip
-            logits, size = self._window_logits(crops, [metas[i] for i, _, _ in chunk])
-            if mosaic is None:
-                _, K, h, w = logits.shape
-                dtype = torch.promote_types(logits.dtype, torch.float32)  # sums over windows, even under autocast
-                mosaic = logits.new_empty(B, len(ys), h, K, len(xs), w, dtype=dtype)
+        ys, xs = (window_starts(*axis) for axis in zip(size, windows, strides, strict=True))
+        h, w = min(windows[0], size[0]), min(windows[1], size[1])
+        places = [(i, iy, ix) for i in range(len(inputs)) for iy in range(len(ys)) for ix in range(len(xs))]
+        canvas = None
+        for start in range(0, len(places), batch_size):
+            chunk = places[start : start + batch_size]
+            crops = torch.stack([inputs[i, :, ys[iy] : ys[iy] + h, xs[ix] : xs[ix] + w] for i, iy, ix in chunk])
+            logits, stands_for = self._window_logits(crops, [metas[i] for i, _, _ in chunk])
+            (K, *cells), dtype = logits.shape[1:], torch.promote_types(logits.dtype, torch.float32)
+            if canvas is None:
+                rows = self._axis_map(size[0], ys, h, cells[0], stands_for[0], dtype)
+                columns = self._axis_map(size[1], xs, w, cells[1], stands_for[1], dtype)
+                # Sums over windows are in at least float32, even under autocast.
+                canvas = logits.new_zeros(len(inputs), rows[1], K, columns[1], dtype=dtype)
             for one, (i, iy, ix) in zip(logits, chunk, strict=True):
-                mosaic[i, iy, :, :, ix] = one.transpose(0, 1)
-        assert mosaic is not None
-        axes = []
-        for axis, starts, cells in ((0, ys, h), (1, xs, w)):
-            length, window = (H, W)[axis], (window_h, window_w)[axis]
-            to_window = linear(cells, size[axis], self.align_corners, dtype)
-            if self.test_cfg.get('size_divisor') is not None:
-                to_window = to_window[:window]
-            if len(starts) == 1:  # mmseg may stretch the only one to another length
-                length = len(to_window)
-            axes.append(average_windows(length, starts, to_window, cells))
-        return mosaic.flatten(4).flatten(1, 2), axes[0], axes[1]
+                y, x = rows[0][iy], columns[0][ix]
+                canvas[i, y : y + cells[0], :, x : x + cells[1]] += one.transpose(0, 1)
+        assert canvas is not None
+        return canvas, rows[2], columns[2]
+
+    def _axis_map(
+        self, length: int, starts: list[int], window: int, cells: int, stands_for: int, dtype: torch.dtype
+    ) -> tuple[list[int], int, AxisMap]:
+        """:func:`average_windows` for one axis of an image, of windows of ``cells`` logits each."""
+        to_window = linear(cells, stands_for, self.align_corners, dtype)
+        if self.test_cfg.get('size_divisor') is not None:
+            to_window = to_window[:window]
+        if len(starts) == 1:  # mmseg may stretch the only one to another length
+            length = len(to_window)
+        return average_windows(length, starts, to_window, cells)
 
     def _window_logits(self, crops: Tensor, metas: list[dict[str, Any]]) -> tuple[Tensor, tuple[int, int]]:
         """Logits of windows as the head puts them out, and the size (with padding) that they stand for."""
