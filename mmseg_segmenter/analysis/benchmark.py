@@ -453,21 +453,22 @@ def write_json(path: str, records: list[dict[str, Any]], peak: float | None) -> 
 
 
 def plot(path: str, records: list[dict[str, Any]]) -> None:
-    """Time and memory against the number of pixels, one line for each model."""
+    """Time and memory against the number of pixels, one line for each model and batch size, classes and precision."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    lines: dict[str, list[tuple[float, float, float | None]]] = {}
+    varied = [key for key in records[0]['case'] if key != 'size' and len({r['case'][key] for r in records}) > 1]
+    for r in records:
+        megapixels = r['case']['size'][0] * r['case']['size'][1] / 1e6
+        for side in r['sides']:
+            name = ', '.join([side['name'], *(f'{key} {r["case"][key]}' for key in varied)])
+            lines.setdefault(name, []).append((megapixels, side['median'], side['peak_gb']))
     figure = Figure(figsize=(9, 4), layout='constrained')
     FigureCanvasAgg(figure)
     time_axis, memory_axis = figure.subplots(1, 2)
-    for name in dict.fromkeys(side['name'] for r in records for side in r['sides']):
-        points = sorted(
-            (r['case']['size'][0] * r['case']['size'][1] / 1e6, side['median'], side['peak_gb'])
-            for r in records
-            for side in r['sides']
-            if side['name'] == name
-        )
-        megapixels, seconds, memory = zip(*points, strict=True)
+    for name, points in lines.items():
+        megapixels, seconds, memory = zip(*sorted(points), strict=True)
         time_axis.plot(megapixels, seconds, 'o-', label=name)
         if None not in memory:
             memory_axis.plot(megapixels, memory, 'o-', label=name)

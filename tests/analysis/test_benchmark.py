@@ -75,6 +75,22 @@ def test_memory_is_measured_in_a_process_of_its_own(config, tmp_path):
     assert (tmp_path / 'plot.png').read_bytes().startswith(b'\x89PNG')
 
 
+def test_plot_has_a_line_for_each_case(tmp_path, monkeypatch):
+    records = [
+        dict(
+            case=dict(mode='slide', size=(64, width), batch_size=batch_size, num_classes=7),
+            sides=[dict(name=name, median=1.0, peak_gb=None) for name in ('mmseg', 'here')],
+        )
+        for width in (64, 128)
+        for batch_size in (1, 4)
+    ]
+    lines = []
+    monkeypatch.setattr('matplotlib.axes.Axes.plot', lambda self, x, y, *_, label: lines.append((label, x)))
+    benchmark.plot(str(tmp_path / 'plot.png'), records)
+    xs = (64 * 64 / 1e6, 64 * 128 / 1e6)
+    assert lines == [(f'{name}, batch_size {b}', xs) for b in (1, 4) for name in ('mmseg', 'here')]
+
+
 def test_any_mmseg_config(config):
     """Models of other architectures stand beside each other, without weights to share."""
     options = {'model.decode_head.num_convs': 1, 'model.decode_head.channels': 16}

@@ -174,6 +174,15 @@ def test_other_losses_go_mmsegs_way(options, monkeypatch):
     assert len(calls) == 1
 
 
+def test_a_list_of_one_loss_is_that_loss(monkeypatch):
+    one = MODELS.build(
+        dict(type='LinearHead', in_channels=8, num_classes=K, loss_decode=[dict(type='CrossEntropyLoss')])
+    )
+    assert_equals_mmseg(one, *problem(), 1e-9)
+    monkeypatch.setattr(BaseDecodeHead, 'loss_by_feat', None)
+    results(type(one).loss_by_feat, one, *problem())
+
+
 def test_several_losses_and_samplers_go_mmsegs_way(monkeypatch):
     calls = []
     monkeypatch.setattr(BaseDecodeHead, 'loss_by_feat', lambda *args: calls.append(args) or {})

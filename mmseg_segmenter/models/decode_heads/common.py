@@ -57,6 +57,8 @@ class LeanLossHead(BaseDecodeHead):
             The loss under its name, and ``acc_seg`` in percent of valid pixels.
         """
         criterion = self.loss_decode
+        if isinstance(criterion, torch.nn.ModuleList) and len(criterion) == 1:
+            criterion = criterion[0]
         if not _is_plain_cross_entropy(criterion) or self.sampler is not None:
             return super().loss_by_feat(seg_logits, batch_data_samples)
         labels = self._stack_batch_gt(batch_data_samples).squeeze(1)
