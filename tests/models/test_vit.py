@@ -205,6 +205,21 @@ def test_checkpoint_without_patch_bias_loads_as_zero():
     assert_close(ours(torch.ones(1, 3, 64, 64)), theirs(torch.ones(1, 3, 64, 64)))
 
 
+def test_three_channels_load_into_one(capture_log):
+    """The model of a grey image is the model of its three equal channels."""
+    colour, grey = SegmenterViT(**TINY).double().eval(), SegmenterViT(**TINY, in_channels=1).double().eval()
+    colour.init_weights()
+    source = colour.state_dict()
+    grey.load_state_dict(source)
+    image = torch.randn(2, 1, 64, 80, dtype=torch.float64)
+    assert_close(grey(image)[0], colour(image.expand(-1, 3, -1, -1))[0], atol=1e-12, rtol=0)
+    assert any('of 3 channels, the model of 1' in r.getMessage() for r in capture_log)
+    assert source['patch_embed.projection.weight'].shape[1] == 3  # the source is left as it was
+    two = SegmenterViT(**TINY, in_channels=2)
+    with pytest.raises(RuntimeError, match=r'patch_embed\.projection\.weight.*\[24, 3, 16, 16\].*\[24, 2, 16, 16\]'):
+        two.load_state_dict(source)
+
+
 def test_pos_embed_is_resized_by_every_loader():
     small, large = SegmenterViT(**TINY), SegmenterViT(**{**TINY, 'img_size': (96, 80)})
     small.init_weights()

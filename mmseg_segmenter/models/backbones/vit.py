@@ -45,7 +45,8 @@ class SegmenterViT(BaseModule):
         patch_size: side of a square patch in pixels.
         patch_pad: padding of the patch embedding; ``'corner'`` pads bottom
             and right with zeros up to a multiple of the patch.
-        in_channels: channels of the input image.
+        in_channels: channels of the input image. A checkpoint for 3 channels
+            loads into 1: its patch embedding of a grey image.
         embed_dims: width C.
         num_layers: depth L.
         num_heads: attention heads.
@@ -288,7 +289,7 @@ class SegmenterViT(BaseModule):
 def _fit_checkpoint(
     module: SegmenterViT, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *_: Any
 ) -> None:
-    """Load hook: position embedding on another grid, absent patch bias.
+    """Load hook: position embedding on another grid, absent patch bias, one channel instead of three.
 
     A hook, so that ``load_from``, ``resume``, ``init_model`` and plain
     ``load_state_dict`` all get it.
@@ -298,6 +299,13 @@ def _fit_checkpoint(
     if own_bias is not None and weight in state_dict and bias not in state_dict:
         state_dict[bias] = torch.zeros_like(own_bias, device=state_dict[weight].device)
         print_log(f'the checkpoint has no {bias} (mmseg leaves it out): using 0', 'current', logging.WARNING)
+
+    if module.patch_embed.projection.in_channels == 1 and weight in state_dict:
+        source = state_dict[weight]
+        if source.shape[1:2] == (3,):
+            # what the three channels of a grey image, which are equal, add up to
+            state_dict[weight] = source.sum(dim=1, keepdim=True)
+            print_log(f'{weight} is of 3 channels, the model of 1: adding them up', 'current')
 
     key = f'{prefix}pos_embed'
     if key not in state_dict or state_dict[key].ndim != 3:
