@@ -8,8 +8,18 @@ __version__ = '0.1.0'
 
 from . import compat  # noqa: F401  first: mmseg does not import without it
 from .checkpoints import loaders
+from .datasets import LoadLabelMap
+from .evaluation import MAEMetric
 from .models import LinearHead, Segmenter, SegmenterMaskTransformerHead, SegmenterViT
 
 loaders.register()
 
-__all__ = ['LinearHead', 'Segmenter', 'SegmenterMaskTransformerHead', 'SegmenterViT', '__version__']
+__all__ = [
+    'LinearHead',
+    'LoadLabelMap',
+    'MAEMetric',
+    'Segmenter',
+    'SegmenterMaskTransformerHead',
+    'SegmenterViT',
+    '__version__',
+]

@@ -1,0 +1,3 @@
+from .label_map import LoadLabelMap
+
+__all__ = ['LoadLabelMap']

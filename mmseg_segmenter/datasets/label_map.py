@@ -1,0 +1,112 @@
+"""Load label maps that mmseg's ``LoadAnnotations`` cannot hold: 16 bit, and values that are not class numbers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import mmcv
+import numpy as np
+from mmengine import fileio
+from mmseg.datasets.transforms import LoadAnnotations
+from mmseg.registry import TRANSFORMS
+
+
+@TRANSFORMS.register_module()
+class LoadLabelMap(LoadAnnotations):
+    """``LoadAnnotations`` for any values of up to 16 bits.
+
+    mmseg's own casts labels to uint8, so that label 256 becomes 0, and takes
+    the values in the file for class numbers, so that of a binary mask of 0 and
+    255 only the background is left (255 is ignored).
+
+    ``reduce_zero_label`` and the label map of the dataset act as in mmseg, on
+    the class numbers, and give ``ignore_index`` where mmseg gives 255.
+
+    Args:
+        values: what the file holds for class 0, 1, ...: ``(0, 255)`` for a
+            binary mask. Default: the class numbers themselves.
+        ignore_index: label of pixels without a class, in the file and in the
+            result. Above 255, set it also in the other places that
+            docs/own_dataset.md lists. ``values`` come first: a class may be
+            stored as this number.
+        imdecode_backend: as ``LoadAnnotations``.
+        backend_args: as ``LoadAnnotations``.
+
+    Raises:
+        ValueError: the file does not hold one channel of integers, or one of
+            them is not in ``values``; names the file and what was found.
+    """
+
+    def __init__(
+        self,
+        values: Sequence[int] | None = None,
+        ignore_index: int = 255,
+        imdecode_backend: str = 'pillow',
+        backend_args: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(imdecode_backend=imdecode_backend, backend_args=backend_args)
+        if values is not None and (len(set(values)) != len(values) or not all(0 <= v < 1 << 16 for v in values)):
+            raise ValueError(f'LoadLabelMap: values={tuple(values)}; expected different numbers from 0 to 65535')
+        if not 0 <= ignore_index < 1 << 16:
+            raise ValueError(f'LoadLabelMap: ignore_index={ignore_index}; expected 0 to 65535')
+        self.values = None if values is None else tuple(values)
+        self.ignore_index = ignore_index
+        self._tables: dict[tuple[bool, tuple[tuple[int, int], ...]], np.ndarray] = {}
+
+    def _load_seg_map(self, results: dict[str, Any]) -> None:
+        path = results['seg_map_path']
+        content = fileio.get(path, backend_args=self.backend_args)
+        stored = mmcv.imfrombytes(content, flag='unchanged', backend=self.imdecode_backend)
+        if stored is None:
+            raise ValueError(f'{path} cannot be decoded as an image')
+        if stored.ndim == 3 and stored.shape[2] == 1:
+            stored = stored[..., 0]
+        if stored.dtype == bool:  # 1-bit PNG
+            stored = stored.astype(np.uint8)
+        if stored.ndim != 2 or stored.dtype.kind not in 'iu':
+            raise ValueError(
+                f'{path} has shape {stored.shape} and type {stored.dtype}, expected one channel of integers; '
+                'tools/dataset_converters/rgb2labels.py makes label maps of masks with a colour per class'
+            )
+        if stored.dtype.itemsize > 2 and not 0 <= stored.min() <= stored.max() < 1 << 16:
+            raise ValueError(f'{path} has values {stored.min()} to {stored.max()}, expected 0 to 65535')
+        table = self._table(bool(results.get('reduce_zero_label')), results.get('label_map') or {})
+        labels = table[stored]
+        if self.values is not None and (labels < 0).any():
+            found = np.unique(stored[labels < 0])
+            shown = ', '.join(map(str, found[:10])) + (', ...' if len(found) > 10 else '')
+            raise ValueError(
+                f'{path}: found value {shown}; expected {", ".join(map(str, self.values))} or {self.ignore_index} '
+                '(ignored)'
+            )
+        # uint8 where it suffices: a quarter of the work for the transforms that follow
+        results['gt_seg_map'] = labels.astype(np.uint8 if table.max() < 256 else np.uint16)
+        results['seg_fields'].append('gt_seg_map')
+
+    def _table(self, reduce_zero_label: bool, label_map: dict[int, int]) -> np.ndarray:
+        """(65536,) int32: the label of each stored value, -1 if it stands for nothing."""
+        key = (reduce_zero_label, tuple(label_map.items()))
+        if key not in self._tables:
+            classes = np.arange(1 << 16, dtype=np.int32)
+            if self.values is not None:
+                classes = np.full(1 << 16, -1, np.int32)
+                classes[self.ignore_index] = self.ignore_index
+                classes[list(self.values)] = np.arange(len(self.values))
+            ignored = classes == self.ignore_index
+            unknown = classes < 0
+            if reduce_zero_label:
+                ignored |= classes == 0
+                classes = classes - 1
+            mapped = classes.copy()
+            for old, new in label_map.items():
+                # 255 is what mmseg's datasets write for a class that is left out
+                mapped[classes == old] = self.ignore_index if new == 255 else new
+            mapped[ignored] = self.ignore_index
+            mapped[unknown] = -1
+            self._tables[key] = mapped
+        return self._tables[key]
+
+    def __repr__(self) -> str:
+        return (
+            f'{type(self).__name__}(values={self.values}, ignore_index={self.ignore_index}, '
+            f"imdecode_backend='{self.imdecode_backend}', backend_args={self.backend_args})"
+        )

@@ -1,0 +1,3 @@
+from .mae import MAEMetric
+
+__all__ = ['MAEMetric']
