@@ -1,0 +1,213 @@
+"""From masks with a colour per class to label maps."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from mmengine.fileio import list_dir_or_file
+from PIL import Image, UnidentifiedImageError
+
+from ..checkpoints.io import write_whole
+
+Colour = tuple[int, int, int]
+IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.gif')
+IGNORED = 255
+
+
+def read_palette(path: str) -> dict[Colour, int]:
+    """Colours and the labels that they stand for.
+
+    One line for each colour, ``R G B [LABEL] [name]``. Lines without a label
+    count up from 0; the name ``ignore`` stands for label 255. Several colours
+    may have the same label. ``#`` starts a comment.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: names the line that is no colour.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'palette {path} not found (working directory: {os.getcwd()})')
+    palette: dict[Colour, int] = {}
+    counted = 0
+    with open(path, encoding='utf-8') as file:
+        lines = [(number, line.split('#')[0].replace(',', ' ').split()) for number, line in enumerate(file, 1)]
+    for number, words in lines:
+        if not words:
+            continue
+        values = [int(word) for word in words[:4] if re.fullmatch(r'\d{1,3}', word)]
+        if len(values) < 3 or max(values) > 255:
+            raise ValueError(
+                f'{path}, line {number}: {" ".join(words)!r}; expected R G B [LABEL] [name], each 0 to 255'
+            )
+        colour = (values[0], values[1], values[2])
+        if colour in palette:
+            raise ValueError(f'{path}, line {number}: colour {colour} is there twice')
+        if len(values) > 3:
+            palette[colour] = values[3]
+        elif 'ignore' in words[3:]:
+            palette[colour] = IGNORED
+        else:
+            palette[colour], counted = counted, counted + 1
+    if not palette:
+        raise ValueError(f'{path}: no colours, expected lines of R G B [LABEL] [name]')
+    return palette
+
+
+def mask_files(folder: str) -> list[str]:
+    """Paths of the images in a folder, relative to it, sorted.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: there are none.
+    """
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f'folder {folder} not found (working directory: {os.getcwd()})')
+    names = list_dir_or_file(folder, list_dir=False, recursive=True)
+    found = sorted(name for name in names if name.lower().endswith(IMAGE_SUFFIXES))
+    if not found:
+        raise ValueError(f'{folder}: no masks, expected files {", ".join(IMAGE_SUFFIXES)}')
+    return found
+
+
+def read_colours(path: str) -> np.ndarray:
+    """(H, W, 3) uint8, RGB; grey and palette masks too, transparency is left out.
+
+    Raises:
+        ValueError: not an image, or cut short; names the file.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(('I', 'F')):
+                raise ValueError(f'{path} has mode {image.mode}, expected colours of 8 bits')
+            return np.asarray(image.convert('RGB'))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f'{path} cannot be read: {error}') from None
+
+
+def count_colours(folder: str) -> list[tuple[Colour, int, int]]:
+    """The colours in the masks of a folder.
+
+    Returns:
+        (colour, pixels, masks that have it), the most frequent first.
+
+    Raises: as :func:`mask_files` and :func:`read_colours`.
+    """
+    pixels: Counter[int] = Counter()
+    masks: Counter[int] = Counter()
+    for name in mask_files(folder):
+        values, counts = np.unique(_packed(read_colours(os.path.join(folder, name))), return_counts=True)
+        pixels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+        masks.update(values.tolist())
+    return [(_unpacked(value), count, masks[value]) for value, count in pixels.most_common()]
+
+
+def to_labels(image: np.ndarray, palette: dict[Colour, int], tolerance: int = 0) -> np.ndarray:
+    """Labels of the colours of an image.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        palette: label of each colour.
+        tolerance: a colour counts as the nearest of the palette that differs
+            by no more than this in each channel.
+
+    Returns:
+        (H, W) uint8.
+
+    Raises:
+        ValueError: a colour that is not in the palette; how many pixels have
+            it, and where the first is.
+    """
+    packed, inverse = np.unique(_packed(image), return_inverse=True)
+    colours = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(np.int16)  # (n, 3)
+    known = np.array(list(palette), dtype=np.int16)  # (m, 3)
+    labels = np.empty(len(packed), np.uint8)
+    inverse = inverse.reshape(image.shape[:2])
+    for i, colour in enumerate(colours):
+        distance = np.abs(known - colour)
+        inside = (distance <= tolerance).all(axis=1)
+        if not inside.any():
+            where = inverse == i
+            y, x = np.argwhere(where)[0].tolist()
+            raise ValueError(
+                f'colour {tuple(colour.tolist())} is not in the palette ({int(where.sum())} pixels, the first at row '
+                f'{y}, column {x}; nearest {tuple(known[distance.sum(axis=1).argmin()].tolist())})'
+            )
+        nearest = np.where(inside, distance.sum(axis=1), np.iinfo(np.int16).max).argmin()
+        labels[i] = list(palette.values())[nearest]
+    return labels[inverse]
+
+
+def convert(
+    source: str,
+    destination: str,
+    palette: dict[Colour, int],
+    tolerance: int = 0,
+    rename: Sequence[str] | None = None,
+    force: bool = False,
+) -> int:
+    """Write a label map, one channel of 8 bits as PNG, for each mask in a folder: all of them or none.
+
+    Args:
+        source: folder of masks.
+        destination: folder for the label maps, which keep the names of the
+            masks before the suffix.
+        palette: label of each colour.
+        tolerance: as :func:`to_labels`.
+        rename: regular expression and replacement for the name before the
+            suffix, as ``re.sub``.
+        force: replace existing files.
+
+    Returns:
+        Number of label maps.
+
+    Raises:
+        FileExistsError: a file exists and ``force`` is not set.
+        FileNotFoundError: no such folder.
+        ValueError: a mask that cannot be read, a colour that is not in the
+            palette, or two masks with the same name; names the file.
+    """
+    if not 0 <= tolerance <= 255:
+        raise ValueError(f'tolerance={tolerance}; expected 0 to 255')
+    paths: dict[str, str] = {}
+    for name in mask_files(source):
+        stem = os.path.splitext(name)[0]
+        if rename:
+            folder, base = os.path.split(stem)
+            try:
+                stem = os.path.join(folder, re.sub(rename[0], rename[1], base))
+            except (re.error, IndexError) as error:
+                raise ValueError(f'rename {rename[0]!r} to {rename[1]!r}: {error}') from None
+        target = f'{stem}.png'
+        if target in paths:
+            raise ValueError(f'{paths[target]} and {os.path.join(source, name)} would both become {target}')
+        paths[target] = os.path.join(source, name)
+
+    def writer(path: str) -> Callable[[str], None]:
+        def write(part: str) -> None:
+            try:
+                labels = to_labels(read_colours(path), palette, tolerance)
+            except ValueError as error:
+                raise ValueError(str(error) if str(error).startswith(path) else f'{path}: {error}') from None
+            os.makedirs(os.path.dirname(part), exist_ok=True)
+            Image.fromarray(labels).save(part)
+
+        return write
+
+    def make_folders(_: str) -> None:
+        for target in paths:
+            os.makedirs(os.path.dirname(os.path.join(destination, target)), exist_ok=True)
+
+    write_whole(destination, {target: writer(path) for target, path in paths.items()}, force, make_folders)
+    return len(paths)
+
+
+def _packed(image: np.ndarray) -> np.ndarray:
+    """One int32 for each colour."""
+    wide = image.astype(np.int32)
+    return wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
+
+
+def _unpacked(value: int) -> Colour:
+    return value >> 16, value >> 8 & 255, value & 255
