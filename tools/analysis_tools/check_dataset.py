@@ -1,0 +1,41 @@
+#!/usr/bin/env python
+"""Read every image and mask of a config as training would, and say what is wrong with them."""
+
+import argparse
+import sys
+
+from mmengine.config import DictAction
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog='exit code: 1 if there are errors, 0 for warnings only'
+    )
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--workers', type=int, help='processes (default: one for each core)')
+    parser.add_argument('--json', metavar='FILE', help='write all of it, with up to 1000 files for each problem')
+    parser.add_argument('--plot', metavar='FILE', help='PNG of the class frequencies')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override config entries')
+    args = parser.parse_args()
+
+    from mmengine.registry import init_default_scope
+
+    from mmseg_segmenter import engine
+    from mmseg_segmenter.datasets import check, check_report
+
+    try:
+        cfg = engine.load_config(args.config, cfg_options=args.cfg_options)
+        init_default_scope(cfg.get('default_scope', 'mmseg'))
+        report = check.check(cfg, args.workers)
+        print(check_report.as_text(report))
+        if args.json:
+            check_report.write_json(report, args.json)
+        if args.plot:
+            check_report.plot(report, args.plot)
+    except (OSError, ValueError) as error:  # what the user can set right: no traceback
+        sys.exit(f'check_dataset.py: {error}')
+    return 1 if report.errors else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
