@@ -12,33 +12,10 @@ mask_values = (0, 255)  # what the masks hold for background and object
 
 # mmseg's LoadAnnotations would take 255 for "ignored" and leave nothing but background.
 load_labels = dict(type='LoadLabelMap', values=mask_values)
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    load_labels,
-    dict(type='RandomResize', scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=(512, 512), cat_max_ratio=0.75),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PhotoMetricDistortion'),
-    dict(type='PackSegInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(2048, 512), keep_ratio=True),
-    load_labels,
-    dict(type='PackSegInputs'),
-]
-tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='TestTimeAug',
-        transforms=[
-            [dict(type='Resize', scale=(int(2048 * r), int(512 * r)), keep_ratio=True) for r in (0.75, 1.0, 1.25)],
-            [dict(type='RandomFlip', prob=p, direction='horizontal') for p in (0.0, 1.0)],
-            [load_labels],
-            [dict(type='PackSegInputs')],
-        ],
-    ),
-]
+train_pipeline, test_pipeline, tta_pipeline = _base_.train_pipeline, _base_.test_pipeline, _base_.tta_pipeline
+train_pipeline[1] = load_labels
+test_pipeline[2] = load_labels
+tta_pipeline[1].transforms[2] = [load_labels]
 dataset = dict(
     data_root=data_root, img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, metainfo=dict(classes=classes)
 )
