@@ -363,14 +363,14 @@ def _check_names(dataset: BaseDataset, tally: Tally) -> None:
     for folder, suffix in zip(folders, suffixes, strict=True):
         if not folder or not os.path.isdir(folder):
             continue
-        for name in list_dir_or_file(folder, list_dir=False, recursive=True):
+        for name in sorted(list_dir_or_file(folder, list_dir=False, recursive=True)):
             path = os.path.join(folder, name)
             if not name.endswith(suffixes if folders[0] == folders[1] else suffix):
                 tally.problem('file_not_used', path, f'expected {suffix}')
     images, masks = folders
     if not masks or not os.path.isdir(masks):
         return
-    for name in list_dir_or_file(masks, list_dir=False, suffix=dataset.seg_map_suffix, recursive=True):
+    for name in sorted(list_dir_or_file(masks, list_dir=False, suffix=dataset.seg_map_suffix, recursive=True)):
         stem = name[: len(name) - len(dataset.seg_map_suffix)]
         if not os.path.exists(os.path.join(images, stem + dataset.img_suffix)):
             if images == masks and name.endswith(dataset.img_suffix):

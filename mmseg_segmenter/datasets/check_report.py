@@ -15,7 +15,8 @@ _WIDTH = 120
 def as_text(report: Report) -> str:
     """For the screen: the splits, the classes, then the problems, the worst last, where they are seen."""
     lines = [_split_line(name, report) for name in report.tallies]
-    lines += ['', _class_table(report)]
+    if any(tally.label_pixels for tally in report.tallies.values()):
+        lines += ['', _class_table(report)]
     for severity in ('WARNING', 'ERROR'):
         for problem in report.problems:
             if problem.severity == severity:
@@ -44,9 +45,9 @@ def _split_line(name: str, report: Report) -> str:
 
 
 def _problem_lines(problem: Problem) -> list[str]:
-    count = f'{problem.count} ' if problem.count else ''
+    count = f': {problem.count}' if problem.count else ''
     where = f'{problem.split}: ' if problem.split else ''
-    lines = textwrap.wrap(f'{problem.severity} {where}{count}{problem.message}', _WIDTH, break_long_words=False)
+    lines = textwrap.wrap(f'{problem.severity} {where}{problem.message}{count}', _WIDTH, break_long_words=False)
     lines += [f'    {name}' for name in problem.files[:_SHOWN]]
     if problem.count > _SHOWN:
         lines.append(f'    and {problem.count - _SHOWN} more')

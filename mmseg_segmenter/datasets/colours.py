@@ -97,10 +97,10 @@ def count_colours(folder: str) -> list[tuple[Colour, int, int]]:
     pixels: Counter[int] = Counter()
     masks: Counter[int] = Counter()
     for name in mask_files(folder):
-        values, counts = np.unique(_packed(read_colours(os.path.join(folder, name))), return_counts=True)
+        values, counts = np.unique(pack_colours(read_colours(os.path.join(folder, name))), return_counts=True)
         pixels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
         masks.update(values.tolist())
-    return [(_unpacked(value), count, masks[value]) for value, count in pixels.most_common()]
+    return [(unpack_colour(value), count, masks[value]) for value, count in pixels.most_common()]
 
 
 def to_labels(image: np.ndarray, palette: dict[Colour, int], tolerance: int = 0) -> np.ndarray:
@@ -119,7 +119,7 @@ def to_labels(image: np.ndarray, palette: dict[Colour, int], tolerance: int = 0)
         ValueError: a colour that is not in the palette; how many pixels have
             it, and where the first is.
     """
-    packed, inverse = np.unique(_packed(image), return_inverse=True)
+    packed, inverse = np.unique(pack_colours(image), return_inverse=True)
     colours = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(np.int16)  # (n, 3)
     known = np.array(list(palette), dtype=np.int16)  # (m, 3)
     labels = np.empty(len(packed), np.uint8)
@@ -203,11 +203,12 @@ def convert(
     return len(paths)
 
 
-def _packed(image: np.ndarray) -> np.ndarray:
-    """One int32 for each colour."""
+def pack_colours(image: np.ndarray) -> np.ndarray:
+    """(H, W) int32, one number for each colour, of (H, W, 3 or more) uint8."""
     wide = image.astype(np.int32)
     return wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
 
 
-def _unpacked(value: int) -> Colour:
+def unpack_colour(value: int) -> Colour:
+    """The colour of a number of :func:`pack_colours`."""
     return value >> 16, value >> 8 & 255, value & 255

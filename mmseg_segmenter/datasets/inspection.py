@@ -14,6 +14,8 @@ from mmengine.dataset import BaseDataset
 from mmseg.datasets.transforms import LoadAnnotations
 from PIL import Image, UnidentifiedImageError
 
+from .colours import pack_colours, unpack_colour
+
 # So many files are named for each problem (all are counted): what is kept does not grow with the dataset.
 MAX_NAMED = 1000
 _PNG = b'\x89PNG\r\n\x1a\n'
@@ -211,10 +213,7 @@ class Inspector:
         if stored is not None and stored.ndim == 2:
             tally.stored.update(_histogram(stored))
         elif stored is not None:
-            colours = np.unique(stored.reshape(-1, stored.shape[2]), axis=0)
-            shown = ', '.join(str(tuple(colour.tolist())) for colour in colours[:3])
-            shown += ', ...' if len(colours) > 3 else ''
-            tally.problem('mask_colour', path, f'{mode}, {len(colours)} colours: {shown}')
+            tally.problem('mask_colour', path, f'{mode}, {_colours(stored)}')
             return
         try:
             labels = self.load_labels.transform(info)['gt_seg_map']
@@ -285,6 +284,13 @@ def _histogram(array: np.ndarray) -> dict[int, int]:
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
+def _colours(image: np.ndarray) -> str:
+    if image.shape[2] < 3:
+        return f'{image.shape[2]} channels'
+    colours = [unpack_colour(value) for value in np.unique(pack_colours(image)).tolist()]
+    return f'{len(colours)} colours: {", ".join(map(str, colours[:3]))}' + (', ...' if len(colours) > 3 else '')
+
+
 def _label(value: int, labels: np.ndarray, stored: np.ndarray | None) -> str:
     if stored is None or stored.shape != labels.shape:
         return f'label {value}'
@@ -294,5 +300,4 @@ def _label(value: int, labels: np.ndarray, stored: np.ndarray | None) -> str:
 
 def _reason(error: Exception, path: str) -> str:
     """One line without the path, which stands before it."""
-    text = ' '.join(str(error).split()) or type(error).__name__
-    return text.removeprefix(f'{path}').lstrip(': ')
+    return ' '.join(str(error).replace(path, '').split()).strip(': ') or type(error).__name__

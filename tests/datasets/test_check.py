@@ -12,8 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from datasets.own import CLASSES, make_dataset
 from mmengine.config import Config
+from own_data import CLASSES, make_dataset
 from PIL import Image
 
 from mmseg_segmenter.datasets.check import check
@@ -263,6 +263,16 @@ def test_other_names(root):
     assert hint.startswith('train_0.jpg may belong to mask-0.png')
 
 
+def test_no_table_without_labels(root):
+    for path in (root / 'annotations').rglob('*.png'):
+        path.unlink()
+    report = check(config(root), 1, progress=False)
+    assert [(p.split, p.count, p.hint) for p in report.problems] == [
+        ('train', 6, f'{root}/annotations/train is empty'), ('val', 3, f'{root}/annotations/val is empty'),
+    ]  # fmt: skip
+    assert 'train pixels' not in as_text(report)
+
+
 def test_files_that_are_passed_over(root):
     (root / 'images/train/train_5.jpg').rename(root / 'images/train/train_5.JPG')
     found = problems(config(root))
@@ -409,7 +419,7 @@ def test_command_line(root, tmp_path, monkeypatch, capsys):
     option = 'val_dataloader.dataset.reduce_zero_label=True'
     code, out, _ = run(monkeypatch, capsys, path, '--workers', 1, '--cfg-options', option)
     assert code == 1
-    assert 'ERROR train: 5 masks that are cut short' in out and 'and 2 more' in out
+    assert 'ERROR train: masks that are cut short: 5' in out and 'and 2 more' in out
     assert 'WARNING val: 1 of 3 classes never seen: 2 right' in out
     option = 'train_dataloader.dataset.data_root=nowhere'
     code, _, err = run(monkeypatch, capsys, path, '--cfg-options', option)
