@@ -18,7 +18,7 @@ from mmengine.fileio import list_dir_or_file
 from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.registry import DATASETS
 
-from .inspection import MAX_NAMED, Found, Inspector, Tally, transform_of
+from .inspection import Found, Inspector, Tally, transform_of
 
 Severity = Literal['ERROR', 'WARNING']
 _CHUNK = 8  # images that a worker takes at a time
@@ -434,8 +434,6 @@ def _file_problems(split: str, tally: Tally, datasets: list[BaseDataset], model:
             hint = _labels_hint(tally, datasets[0], model)
         if kind == 'mask_colour' and set(tally.mask_modes) == {'P'}:
             hint = "these have a palette, its index is the label: leave imdecode_backend of LoadAnnotations at 'pillow'"
-        if kind == 'file_not_used' and found.count >= MAX_NAMED:
-            hint = 'are img_suffix and seg_map_suffix right?'
         yield Problem(severity, split, kind, message, hint, found.count, found.files)
 
 

@@ -118,7 +118,7 @@ def plot(report: Report, path: str) -> None:
     """Share of the labelled pixels by class as a PNG, one bar per split; an existing file is replaced.
 
     The axis is logarithmic: a class of 0.01 % and one of 50 % are both to be
-    seen. Above 60 classes a curve over the label numbers takes the place of
+    seen. Above 60 classes dots over the label numbers take the place of
     bars with names.
 
     Raises:
