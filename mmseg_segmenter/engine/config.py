@@ -137,11 +137,19 @@ def save_predictions(cfg: Config, out_dir: str) -> None:
     """Write label maps as PNG files, in the label convention of the dataset.
 
     Raises:
-        ValueError: no ``IoUMetric``, which writes them, in ``test_evaluator``.
+        ValueError: no ``IoUMetric``, which writes them, in ``test_evaluator``,
+            or more classes than its 8 bits hold.
     """
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list | tuple) else [cfg.test_evaluator]
     writers = [evaluator for evaluator in evaluators if evaluator.type == 'IoUMetric']
     if not writers:
         raise ValueError(f'--out: test_evaluator of {cfg.filename} has no IoUMetric')
+    model = cfg.model.get('module', cfg.model)
+    heads = model.get('decode_head', {})
+    classes = (heads[-1] if isinstance(heads, list | tuple) else heads).get('num_classes', 0)
+    # reduce_zero_label counts the label maps from 1
+    limit = 256 - any(dataset.get('reduce_zero_label', False) for dataset in _datasets(cfg.test_dataloader.dataset))
+    if classes > limit:
+        raise ValueError(f'--out: IoUMetric writes 8-bit label maps, for {limit} classes at most; num_classes={classes}')
     for writer in writers:
         writer.update(output_dir=out_dir, keep_results=True)

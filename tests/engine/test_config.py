@@ -84,7 +84,7 @@ def test_several_evaluators_and_wrapped_datasets():
         dict(
             test_evaluator=[other, iou],
             test_dataloader=dict(dataset=dict(type='ConcatDataset', datasets=[inner, inner])),
-            model=dict(),
+            model=dict(decode_head=dict(num_classes=256)),
             tta_model=dict(),
             tta_pipeline=[dict(type='LoadImageFromFile')],
         )
@@ -95,6 +95,9 @@ def test_several_evaluators_and_wrapped_datasets():
     assert all(d.pipeline == cfg.tta_pipeline for d in cfg.test_dataloader.dataset.datasets)
     with pytest.raises(ValueError, match='has no IoUMetric'):
         engine.save_predictions(Config(dict(test_evaluator=other)), 'maps')
+    cfg.model.module.decode_head.num_classes = 257
+    with pytest.raises(ValueError, match='8-bit label maps, for 256 classes at most; num_classes=257'):
+        engine.save_predictions(cfg, 'maps')
 
 
 def test_home_folder_of_a_checkpoint(tmp_path, monkeypatch):
