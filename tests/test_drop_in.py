@@ -23,7 +23,7 @@ from mmseg.models.backbones.vit import VisionTransformer
 from mmseg.models.decode_heads.segmenter_mask_head import SegmenterMaskTransformerHead as TheirHead
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
-from zoo import shrink
+from zoo import shrink, shrink_images
 
 init_default_scope('mmseg')
 torch.set_num_threads(1)
@@ -31,7 +31,7 @@ OurHead = MODELS.get('SegmenterMaskTransformerHead')
 
 def build(name):
     cfg = Config.fromfile(name)
-    model = revert_sync_batchnorm(MODELS.build(shrink(cfg)))
+    model = revert_sync_batchnorm(MODELS.build(shrink(shrink_images(cfg)).model))
     model.init_weights()
     model.double()
     for m in model.modules():

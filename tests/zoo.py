@@ -1,49 +1,91 @@
-"""mmseg's own configs, small enough for a test."""
+"""Configs, ours and mmseg's, small enough for a test."""
 
+import copy
+import functools
 from pathlib import Path
+from unittest import mock
 
+import mmengine.config.utils
 import mmseg
+from mmengine.config import Config, ConfigDict
 
 CONFIGS = Path(mmseg.__file__).parent / '.mim' / 'configs'
+WIDTH = 32
+
+# Each 'mmseg::' in a config makes mmengine parse the metafiles of all of mmseg, most of a second.
+_load = functools.cache(mmengine.config.utils.load)
+
+
+@functools.cache
+def _read(path):
+    with mock.patch.object(mmengine.config.utils, 'load', _load):
+        return Config.fromfile(path)
+
+
+def read_config(path):
+    return copy.deepcopy(_read(path))
+
+
+def without_scopes(node):
+    """A config without the ``_scope_`` that mmengine notes in what comes from ``mmseg::``."""
+    if isinstance(node, Config | dict):
+        node.pop('_scope_', None)
+    for value in node.values() if isinstance(node, Config | dict) else node:
+        if isinstance(value, dict | list | tuple):
+            without_scopes(value)
+    return node
+
+
+def heads(model):
+    auxiliary = model.get('auxiliary_head') or []
+    return [model.decode_head, *(auxiliary if isinstance(auxiliary, list) else [auxiliary])]
 
 
 def shrink(cfg):
-    """The model of a config in small: width and depth only; four outputs stay four outputs."""
-    model, dims = cfg.model, 32
+    """A config with the width and depth of its model cut; nothing else changes, and four outputs stay four outputs."""
+    model = cfg.model
     model.pretrained = None
-    backbone = model.backbone
-    outs = backbone.get('out_indices', -1)
-    backbone.update(embed_dims=dims, num_heads=2, num_layers=4, img_size=64)
-    backbone.update(pretrained=None, init_cfg=None)
+    outs = model.backbone.get('out_indices', -1)
+    depth = 2 if isinstance(outs, int) else len(outs)
+    model.backbone.update(embed_dims=WIDTH, num_heads=2, num_layers=depth, pretrained=None, init_cfg=None)
     if not isinstance(outs, int):
-        backbone.out_indices = tuple(range(4))
-    heads = [
-        model.decode_head,
-        *(
-            []
-            if not model.get('auxiliary_head')
-            else model.auxiliary_head
-            if isinstance(model.auxiliary_head, list)
-            else [model.auxiliary_head]
-        ),
-    ]
-    for head in heads:
-        c = head.in_channels
-        head.in_channels = dims if isinstance(c, int) else [dims] * len(c)
+        model.backbone.out_indices = tuple(range(depth))
+    for head in heads(model):
+        channels = head.in_channels
+        head.in_channels = WIDTH if isinstance(channels, int) else [WIDTH] * len(channels)
         if 'embed_dims' in head:
-            head.embed_dims = dims
+            head.embed_dims = WIDTH
         if head.type == 'SegmenterMaskTransformerHead':
             head.num_heads = 2
-        head.channels = dims
+        if 'channels' in head:
+            head.channels = WIDTH
         if head.type == 'DPTHead':
-            head.post_process_channels = [dims] * 4
+            head.post_process_channels = [WIDTH] * 4
         if head.type == 'SETRMLAHead':
-            head.mla_channels = 8
-            head.in_channels = [dims] * 4
-    neck = model.get('neck')
-    if neck is not None:
-        neck.in_channels = [dims] * 4
-        neck.out_channels = dims
-    if model.test_cfg.mode == 'slide':
-        model.test_cfg.update(crop_size=(64, 64), stride=(48, 48))
-    return model
+            head.mla_channels = WIDTH // 4
+    if model.get('neck') is not None:
+        model.neck.update(in_channels=[WIDTH] * 4, out_channels=WIDTH)
+    return cfg
+
+
+def shrink_images(cfg, side=64):
+    """Cut everything that is measured in pixels: what was as large as the input of the network has ``side`` then."""
+    size = cfg.model.backbone.get('img_size', 224)
+    size = size if isinstance(size, int) else size[0]
+
+    def scaled(pixels):
+        return tuple(max(1, p * side // size) for p in pixels)
+
+    def walk(node):
+        for key, value in node.items() if isinstance(node, ConfigDict) else enumerate(node):
+            if key in ('scale', 'crop_size', 'stride', 'size') and isinstance(value, tuple | list):
+                node[key] = scaled(value)
+            elif isinstance(value, ConfigDict | list | tuple):
+                walk(value)
+
+    cfg.model.backbone.img_size = (side, side)
+    for node in (cfg.model.get('data_preprocessor'), cfg.model.get('test_cfg')):
+        walk(node or {})
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        walk(cfg[loader].dataset)
+    return cfg

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.runner import Runner
 from mmseg.apis import init_model
 from mmseg.models.decode_heads.segmenter_mask_head import SegmenterMaskTransformerHead
 from mmseg.registry import MODELS
-from zoo import CONFIGS, shrink
+from zoo import CONFIGS, read_config, shrink, shrink_images
 
 from mmseg_segmenter import Segmenter, SegmenterViT
 
@@ -35,9 +34,7 @@ DROP_IN = [
 
 
 def small(config):
-    cfg = Config.fromfile(config)
-    shrink(cfg)
-    return cfg
+    return shrink(shrink_images(read_config(config)))
 
 
 @pytest.fixture
