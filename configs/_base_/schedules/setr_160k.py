@@ -1,0 +1,7 @@
+# SETR's schedule over 160k iterations: mmseg's SGD and poly, without weight decay, ten times the rate in the heads.
+_base_ = 'mmseg::_base_/schedules/schedule_160k.py'
+
+optim_wrapper = dict(
+    optimizer=dict(lr=1e-2, weight_decay=0.0),
+    paramwise_cfg=dict(custom_keys=dict(head=dict(lr_mult=10.0))),
+)
