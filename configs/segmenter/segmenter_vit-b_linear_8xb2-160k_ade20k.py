@@ -1,5 +1,5 @@
 # Seg-B/16 on ADE20K, 160k iterations, batch 16 on 8 GPUs.
-# No number was published for this combination.
+# Neither the official README nor the mmseg zoo has a number for this one.
 # tools/dist_train.sh configs/segmenter/segmenter_vit-b_linear_8xb2-160k_ade20k.py 8
 # Deviation from the paper: batch 16 at its lr0 of 1e-3; segmenter_vit-b_linear_8xb1-160k_ade20k.py has batch 8.
 _base_ = [
