@@ -11,10 +11,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = [
-    path.relative_to(ROOT).as_posix()
-    for folder in ('configs', 'tools')
-    for path in (ROOT / folder).rglob('*')
-    if path.suffix in ('.py', '.sh')
+    'model-index.yml',
+    *(
+        path.relative_to(ROOT).as_posix()
+        for folder in ('configs', 'tools')
+        for path in (ROOT / folder).rglob('*')
+        if path.suffix in ('.py', '.sh', '.yaml')
+    ),
 ]
 
 
@@ -37,7 +40,7 @@ def assert_complete(wheel):
     assert SHIPPED and not [path for path in SHIPPED if f'mmseg_segmenter/.mim/{path}' not in names]
 
 
-def test_wheel_carries_configs_and_tools(tree, tmp_path):
+def test_wheel_carries_configs_tools_and_model_index(tree, tmp_path):
     build('wheel', tree, tmp_path)
     assert_complete(*tmp_path.glob('*.whl'))
 
