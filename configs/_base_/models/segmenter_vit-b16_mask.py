@@ -1,6 +1,6 @@
 # Segmenter with ViT-B/16 and the Mask Transformer, settings of the official code.
 checkpoint = (
-    'augreg://B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_384'
+    'augreg://B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.01-res_384'
 )
 data_preprocessor = dict(
     type='SegDataPreProcessor',
