@@ -10,6 +10,7 @@ from . import augreg, timm
 from .architecture import Architecture, read_architecture, value_warnings
 from .io import provenance, read_tensors, refuse_existing, write_checkpoint, write_whole
 from .keymap import Conversion, listed
+from .patch_size import resize_patch_embed
 from .verify import Comparison, verify_encoder
 
 
@@ -66,7 +67,22 @@ def _to_mmseg(tensors: Mapping[str, Tensor]) -> Conversion:
     return augreg.to_mmseg(tensors) if is_jax else timm.to_mmseg(tensors)
 
 
-def convert_encoder(source: str, destination: str, force: bool = False, verify: bool = False) -> Encoder:
+def with_patch_size(encoder: Encoder, patch_size: int) -> Encoder:
+    """The encoder for patches of another size; its position embedding keeps its grid.
+
+    Raises:
+        ValueError: ``patch_size`` is not positive.
+    """
+    key = 'patch_embed.projection.weight'
+    state = dict(encoder.conversion.state_dict)
+    state[key] = resize_patch_embed(state[key], patch_size)
+    architecture = read_architecture(state, num_heads=encoder.architecture.num_heads)
+    return replace(encoder, architecture=architecture, conversion=replace(encoder.conversion, state_dict=state))
+
+
+def convert_encoder(
+    source: str, destination: str, force: bool = False, verify: bool = False, patch_size: int | None = None
+) -> Encoder:
     """Convert a file; the destination is written whole or not at all.
 
     It holds plain tensors and a small ``meta`` dict, loads with
@@ -78,16 +94,21 @@ def convert_encoder(source: str, destination: str, force: bool = False, verify: 
         force: replace an existing destination.
         verify: write it only if it gives the same tokens as the source, see
             :func:`mmseg_segmenter.checkpoints.verify.verify_encoder`.
+        patch_size: resize the patch embedding, see :func:`with_patch_size`.
 
     Raises:
         FileExistsError: the destination exists and ``force`` is not set.
         IsADirectoryError: the destination is a folder.
         OSError: cannot write there.
-        ValueError: the tokens differ.
+        ValueError: the tokens differ, or ``verify`` with ``patch_size``, as they then must.
         others: as :func:`read_encoder`.
     """
+    if verify and patch_size is not None:
+        raise ValueError('--verify with --patch-size: with patches of another size the tokens differ')
     refuse_existing(destination, force)
     encoder = read_encoder(source)
+    if patch_size is not None:
+        encoder = with_patch_size(encoder, patch_size)
     meta = provenance(source, encoder.architecture)
     content = dict(state_dict=encoder.conversion.state_dict, meta=meta)
     folder, name = os.path.split(destination)
@@ -100,7 +121,7 @@ def convert_encoder(source: str, destination: str, force: bool = False, verify: 
 
 
 def command_line(description: str, argv: list[str] | None = None) -> int:
-    """``SOURCE DESTINATION [--force] [--verify]``, shared by the encoder converters.
+    """``SOURCE DESTINATION [--force] [--verify] [--patch-size P]``, shared by the encoder converters.
 
     Returns:
         Exit code: 0, or 1 after one line about what is wrong.
@@ -113,9 +134,10 @@ def command_line(description: str, argv: list[str] | None = None) -> int:
     parser.add_argument('destination', help='.pth file to write, for init_cfg=dict(type="Pretrained", checkpoint=...)')
     parser.add_argument('--force', action='store_true', help='replace an existing destination')
     parser.add_argument('--verify', action='store_true', help='run both models on one image; write only if they agree')
+    parser.add_argument('--patch-size', type=int, help='resize the patch embedding to patches of this many pixels')
     args = parser.parse_args(argv)
     try:
-        encoder = convert_encoder(args.source, args.destination, args.force, args.verify)
+        encoder = convert_encoder(args.source, args.destination, args.force, args.verify, args.patch_size)
     except (ValueError, OSError, ImportError) as error:
         print(f'{parser.prog}: {error}', file=sys.stderr)
         return 1
