@@ -47,7 +47,7 @@ def patch_of(name):
 
 def test_the_matrix_is_complete():
     assert len(CONFIGS) == len(SEGMENTER) + len(SETR) + 6
-    assert [sum(dataset_of(c) == d for c in SEGMENTER) for d in RECIPES] == [17, 5, 4, 2, 5]
+    assert [sum(dataset_of(c) == d for c in SEGMENTER) for d in RECIPES] == [19, 5, 4, 2, 5]
     assert [sum(dataset_of(c) == d for c in SETR) for d in RECIPES] == [3, 0, 3, 0, 3]
 
 
@@ -157,7 +157,8 @@ def test_the_papers_recipe(name):
 
 def check_pretrained(name, checkpoint, patch):
     letter = LETTERS[name.split('-')[1][0]]
-    if 'deit' in name or (letter, patch) == ('L', 32):
+    # where AugReg has no file
+    if 'deit' in name or f'{letter}_{patch}' in ('Ti_8', 'S_8', 'L_32'):
         assert checkpoint.startswith('pretrain/') and '384' in checkpoint
         return
     assert checkpoint.startswith(f'{PREFIX}{letter}_{patch}-i21k-300ep-lr_0.001-aug_')
