@@ -1,4 +1,4 @@
-"""Published numbers are the same in metafiles, headers of configs and, where they are mmseg's, there."""
+"""Published numbers are the same in metafiles, headers of configs, README and, where they are mmseg's, there."""
 
 import re
 from pathlib import Path
@@ -66,3 +66,18 @@ def test_numbers_of_mmseg_are_in_its_metafiles():
             assert entry['Published']['mmseg'] == (theirs.get(name) or theirs[name.replace('8xb2', '8xb1')]), name
             compared += 1
     assert compared == 16
+
+
+def test_readme_agrees():
+    by_name = {Path(entry['Config']).name: entry['Published'] for entry in ENTRIES}
+    rows = re.findall(r'^\| `((?:segmenter|setr)_\S+\.py)` \|(.*)\|$', (ROOT / 'README.md').read_text(), re.M)
+    compared = 0
+    for pattern, rest in rows:
+        options = re.search(r'\{(.*)\}', pattern)
+        for option in options[1].split(',') if options else ['']:
+            name = re.sub(r'\{.*\}', option, pattern)
+            assert (ROOT / 'configs' / name.split('_')[0] / name).is_file(), name
+            if numbers(rest):
+                assert numbers(rest) == {s: v for s, v in by_name[name].items() if s in numbers(rest)}, name
+                compared += 1
+    assert compared >= 12
