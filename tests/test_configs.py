@@ -46,7 +46,7 @@ def patch_of(name):
 
 
 def test_the_matrix_is_complete():
-    assert len(CONFIGS) == len(SEGMENTER) + len(SETR) + 6
+    assert len(CONFIGS) == len(SEGMENTER) + len(SETR) + 8
     assert [sum(dataset_of(c) == d for c in SEGMENTER) for d in RECIPES] == [19, 5, 4, 2, 5]
     assert [sum(dataset_of(c) == d for c in SETR) for d in RECIPES] == [3, 0, 3, 0, 3]
 

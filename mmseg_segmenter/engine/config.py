@@ -150,6 +150,8 @@ def save_predictions(cfg: Config, out_dir: str) -> None:
     # reduce_zero_label counts the label maps from 1
     limit = 256 - any(dataset.get('reduce_zero_label', False) for dataset in _datasets(cfg.test_dataloader.dataset))
     if classes > limit:
-        raise ValueError(f'--out: IoUMetric writes 8-bit label maps, for {limit} classes at most; num_classes={classes}')
+        raise ValueError(
+            f'--out: IoUMetric writes 8-bit label maps, for {limit} classes at most; num_classes={classes}'
+        )
     for writer in writers:
         writer.update(output_dir=out_dir, keep_results=True)
