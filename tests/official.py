@@ -23,7 +23,7 @@ def weights(reference: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     return {key[3:]: torch.from_numpy(value) for key, value in reference.items() if key.startswith('sd/')}
 
 
-def build(name: str, reference: dict[str, np.ndarray]) -> Any:
+def build(name: str, reference: dict[str, np.ndarray], **head_options: Any) -> Any:
     meta = json.loads(bytes(reference['meta_json']))
     head: dict[str, Any] = dict(in_channels=meta['d_model'], num_classes=meta['n_cls'])
     if name == 'linear':
@@ -35,6 +35,7 @@ def build(name: str, reference: dict[str, np.ndarray]) -> Any:
             num_heads=meta['dec_heads'],
             num_layers=meta['decoder']['n_layers'],
         )
+    head.update(head_options)
     model = MODELS.build(
         dict(
             type='Segmenter',

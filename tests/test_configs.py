@@ -123,7 +123,7 @@ def test_the_papers_recipe(name):
     optimizer = dict(type='SGD', lr=lr, momentum=0.9, nesterov=True, weight_decay=0.0)
     assert cfg.optim_wrapper.optimizer == optimizer and cfg.optim_wrapper.clip_grad is None
     assert cfg.param_scheduler == [
-        dict(type='PolyLR', eta_min=1e-5, power=0.9, begin=0, end=iterations, by_epoch=False)
+        dict(type='PolyLR', eta_min=1e-5, power=0.9, begin=0, end=iterations + 1, by_epoch=False)
     ]
     assert cfg.train_cfg.max_iters == iterations
     # two images per GPU are a variant of ADE20K's

@@ -83,6 +83,6 @@ model = dict(
     backbone=dict(embed_dims=384, num_heads=6, init_cfg=dict(checkpoint=checkpoint)),
     decode_head=dict(in_channels=384, embed_dims=384, num_heads=6, num_classes=len(classes)),
 )
-param_scheduler = [dict(type='PolyLR', eta_min=1e-5, power=0.9, begin=0, end=max_iters, by_epoch=False)]
+param_scheduler = [dict(type='PolyLR', eta_min=1e-5, power=0.9, begin=0, end=max_iters + 1, by_epoch=False)]
 train_cfg = dict(max_iters=max_iters, val_interval=1000)
 default_hooks = dict(checkpoint=dict(interval=1000, save_best='mIoU', max_keep_ckpts=2))
