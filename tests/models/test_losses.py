@@ -201,3 +201,12 @@ def test_gpu_equals_cpu():
     torch.testing.assert_close(on_gpu[1].cpu(), ours[1], rtol=1e-9, atol=1e-9)
     for name, value in on_gpu[0].items():
         torch.testing.assert_close(value.cpu(), ours[0][name], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize('weights', [WEIGHTS[1:], [*WEIGHTS, 1.0]], ids=len)
+@pytest.mark.parametrize('in_list', [False, True])
+def test_one_weight_per_class(weights, in_list):
+    loss = dict(type='CrossEntropyLoss', class_weight=weights)
+    message = rf'class_weight has {len(weights)} weights, expected one for each of the {K} classes'
+    with pytest.raises(ValueError, match=message):
+        MODELS.build(dict(type='LinearHead', in_channels=8, num_classes=K, loss_decode=[loss] if in_list else loss))

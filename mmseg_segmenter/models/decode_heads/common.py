@@ -44,7 +44,24 @@ class LeanLossHead(BaseDecodeHead):
     Loss, gradient and accuracy are those of ``BaseDecodeHead`` (a pixel whose
     label is one of several highest logits counts as right), which is also
     where every other loss goes, lists of losses, and pixel samplers.
+
+    Args: as ``BaseDecodeHead``.
+
+    Raises:
+        ValueError: a loss has not one weight per class.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        losses = self.loss_decode if isinstance(self.loss_decode, torch.nn.ModuleList) else [self.loss_decode]
+        for loss in losses:
+            weights = getattr(loss, 'class_weight', None)
+            # cross-entropy would fail on the first label beyond the list, and not at all on a longer one
+            if weights is not None and len(weights) != self.num_classes:
+                raise ValueError(
+                    f'loss_decode.class_weight has {len(weights)} weights, expected one for each of the '
+                    f'{self.num_classes} classes'
+                )
 
     def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list[SegDataSample]) -> dict[str, Tensor]:
         """Loss and accuracy.
