@@ -9,6 +9,7 @@ __version__ = '0.1.0'
 from . import compat  # noqa: F401  first: mmseg does not import without it
 from .checkpoints import loaders
 from .datasets import LoadLabelMap
+from .engine import layer_decay  # noqa: F401  registers its class
 from .evaluation import MAEMetric
 from .models import LinearHead, Segmenter, SegmenterMaskTransformerHead, SegmenterViT
 

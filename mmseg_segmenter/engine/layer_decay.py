@@ -1,0 +1,80 @@
+"""Layer-wise learning rate decay for ViT backbones."""
+
+from typing import Any
+
+from mmengine.logging import print_log
+from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from torch import nn
+
+# What comes before the first block.
+_EMBEDDINGS = ('cls_token', 'dist_token', 'pos_embed', 'patch_embed', 'ln_pre')
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class ViTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """The closer a layer of the backbone is to the image, the lower its learning rate.
+
+    With L blocks the rate is ``lr * decay_rate ** (L + 1 - i)``: i = 0 for
+    the tokens, position and patch embedding, 1 to L for the blocks, L + 1 for
+    what follows (final norm, heads). mmseg's
+    ``LearningRateDecayOptimizerConstructor`` does this for BEiT, MAE and
+    ConvNeXt only. Source: BEiT (ICLR 2022), appendix.
+
+    Args:
+        optim_wrapper_cfg: as mmengine's ``DefaultOptimWrapperConstructor``;
+            ``optimizer`` must have ``lr``.
+        paramwise_cfg: ``decay_rate`` above 0 and at most 1, and any option of
+            ``DefaultOptimWrapperConstructor``. Its factors for learning rates
+            apply on top.
+
+    Raises:
+        ValueError: ``decay_rate`` or ``optimizer.lr`` is missing or out of
+            range, or the backbone has no ``layers``.
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
+        super().__init__(optim_wrapper_cfg, paramwise_cfg)
+        rate = self.paramwise_cfg.get('decay_rate')
+        if not isinstance(rate, float | int) or not 0 < rate <= 1:
+            raise ValueError(
+                f'paramwise_cfg.decay_rate={rate!r} (keys: {", ".join(self.paramwise_cfg) or "none"}); expected a '
+                'number above 0 and at most 1'
+            )
+        if self.base_lr is None:
+            raise ValueError('layer-wise decay needs optimizer.lr, found none')
+        self.decay_rate = rate
+
+    def add_params(
+        self, params: list[dict[str, Any]], module: nn.Module, prefix: str = '', is_dcn_module: bool | None = None
+    ) -> None:
+        super().add_params(params, module, prefix, is_dcn_module)
+        if prefix:  # called for every submodule; the model itself comes last
+            return
+        layers = getattr(getattr(module, 'backbone', None), 'layers', None)
+        if not isinstance(layers, nn.ModuleList):
+            raise ValueError(f'layer-wise decay needs a ViT backbone with layers, found {_name_of_backbone(module)}')
+        base_lr: float = self.base_lr
+        names = {id(param): name for name, param in module.named_parameters()}
+        last = len(layers) + 1
+        for group in params:
+            (param,) = group['params']
+            scale = self.decay_rate ** (last - _layer_id(names[id(param)], last))
+            group['lr'] = group.get('lr', base_lr) * scale
+        lowest = base_lr * self.decay_rate**last
+        print_log(f'layer-wise decay: lr from {lowest:.3g} at the embeddings to {base_lr:.3g} at the head', 'current')
+
+
+def _name_of_backbone(model: nn.Module) -> str:
+    return type(getattr(model, 'backbone', model)).__name__
+
+
+def _layer_id(name: str, last: int) -> int:
+    """Position of a parameter, 0 next to the image, ``last`` behind the blocks."""
+    root, _, rest = name.partition('.')
+    part, _, rest = rest.partition('.')
+    if root != 'backbone':
+        return last
+    if part in _EMBEDDINGS:
+        return 0
+    return int(rest.partition('.')[0]) + 1 if part == 'layers' else last
