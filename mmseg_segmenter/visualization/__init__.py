@@ -1,0 +1,1 @@
+"""Pictures: contact sheets of images and label maps, curves, matrices."""
