@@ -10,12 +10,13 @@ from . import compat  # noqa: F401  first: mmseg does not import without it
 from .checkpoints import loaders
 from .datasets import LoadLabelMap
 from .engine import layer_decay  # noqa: F401  registers its class
-from .evaluation import MAEMetric
+from .evaluation import ConfusionMatrix, MAEMetric
 from .models import LinearHead, Segmenter, SegmenterMaskTransformerHead, SegmenterViT
 
 loaders.register()
 
 __all__ = [
+    'ConfusionMatrix',
     'LinearHead',
     'LoadLabelMap',
     'MAEMetric',

@@ -1,3 +1,6 @@
+"""Metrics."""
+
+from .confusion_matrix import ConfusionMatrix
 from .mae import MAEMetric
 
-__all__ = ['MAEMetric']
+__all__ = ['ConfusionMatrix', 'MAEMetric']

@@ -1,0 +1,176 @@
+"""Which classes are taken for which."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.evaluator import BaseMetric
+from mmseg.registry import METRICS
+from torch import Tensor
+
+
+@METRICS.register_module()
+class ConfusionMatrix(BaseMetric):
+    """Confusion matrix of the whole dataset, and the scores that follow from it.
+
+    Of each image only the cells that are not zero are kept, some kilobytes.
+    The scores are ``aAcc``, ``mIoU`` and ``mAcc`` in percent, those of mmseg's
+    ``IoUMetric``.
+
+    Args:
+        out: PNG to write at the end, with tables beside it: see
+            :func:`~mmseg_segmenter.evaluation.report.write_report`. None
+            writes nothing.
+        sort: order of the table, see there.
+        ignore_index: label of pixels that do not count.
+        collect_device: as ``BaseMetric``.
+        prefix: as ``BaseMetric``.
+
+    Raises:
+        ValueError: ``out`` or ``sort`` is not valid.
+    """
+
+    default_prefix = ''  # or BaseMetric warns
+
+    def __init__(
+        self,
+        out: str | None = None,
+        sort: str = 'class',
+        ignore_index: int = 255,
+        collect_device: str = 'cpu',
+        prefix: str | None = None,
+    ) -> None:
+        super().__init__(collect_device=collect_device, prefix=prefix)
+        if out is not None:
+            from .report import check_arguments
+
+            check_arguments(out, sort)  # now, not after hours of testing
+        self.out = out
+        self.sort = sort
+        self.ignore_index = ignore_index
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        """Count the pixels of a batch.
+
+        Args:
+            data_batch: not used.
+            data_samples: with ``pred_sem_seg`` and ``gt_sem_seg``, (1, H, W).
+
+        Raises:
+            ValueError: a label that is no class, in annotation or prediction,
+                or maps of different sizes; names the image.
+        """
+        assert self.dataset_meta is not None
+        num_classes = len(self.dataset_meta['classes'])
+        for sample in data_samples:
+            prediction = sample['pred_sem_seg']['data'].squeeze(0)
+            labels = sample['gt_sem_seg']['data'].squeeze(0).to(prediction.device)
+            try:
+                self.results.append(count_pairs(labels, prediction, num_classes, self.ignore_index))
+            except ValueError as error:
+                raise ValueError(f'{sample.get("img_path", "an image")}: {error}') from None
+
+    def compute_metrics(self, results: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
+        """Add up and write.
+
+        Args:
+            results: of :func:`count_pairs`, one for each image.
+        """
+        assert self.dataset_meta is not None
+        classes = self.dataset_meta['classes']
+        matrix = np.zeros((len(classes), len(classes)), np.int64)
+        for cells, counts in results:
+            matrix.reshape(-1)[cells.numpy()] += counts.numpy()
+        if self.out is not None:
+            from .report import write_report
+
+            write_report(self.out, matrix, classes, self.sort)
+        scores = class_scores(matrix)
+        return dict(
+            aAcc=round(scores.overall_accuracy * 100, 2),
+            mIoU=round(_mean(scores.iou) * 100, 2),
+            mAcc=round(_mean(scores.accuracy) * 100, 2),
+        )
+
+
+def count_pairs(labels: Tensor, prediction: Tensor, num_classes: int, ignore_index: int = 255) -> tuple[Tensor, Tensor]:
+    """Pixels by label and predicted label.
+
+    Args:
+        labels: (H, W) integers, 0 to K - 1 or ``ignore_index``.
+        prediction: (H, W) integers, 0 to K - 1.
+        num_classes: K.
+        ignore_index: label of pixels that do not count.
+
+    Returns:
+        Cells ``label * K + predicted`` that occur, and how often, both int64
+        on the CPU.
+
+    Raises:
+        ValueError: other labels, or maps of different sizes.
+    """
+    if labels.shape != prediction.shape:
+        raise ValueError(
+            f'annotation of shape {tuple(labels.shape)}, prediction of shape {tuple(prediction.shape)}; '
+            'expected the same (in a test pipeline LoadAnnotations belongs after Resize)'
+        )
+    counted = labels != ignore_index
+    # int64 before the product: uint8 labels would overflow
+    labels, prediction = labels[counted].long(), prediction[counted].long()
+    for name, values in (('annotation', labels), ('prediction', prediction)):
+        wrong = values[(values < 0) | (values >= num_classes)].unique().tolist()
+        if wrong:
+            found = ', '.join(map(str, wrong[:10]))
+            raise ValueError(
+                f'label {found} in the {name}; expected 0 to {num_classes - 1} or {ignore_index} (ignored)'
+            )
+    counts = torch.bincount(labels * num_classes + prediction, minlength=num_classes**2)
+    cells = counts.nonzero().squeeze(1)
+    return cells.cpu(), counts[cells].cpu()
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """What a confusion matrix says of each class; shares from 0 to 1, NaN where there is nothing to divide by.
+
+    Attributes:
+        iou: intersection over union.
+        accuracy: of the class's pixels, those predicted as it (recall).
+        precision: of the pixels predicted as the class, those that are.
+        share: of all labelled pixels, those of the class.
+        pixels: labelled as the class.
+        overall_accuracy: of all labelled pixels, those that are right.
+    """
+
+    iou: np.ndarray
+    accuracy: np.ndarray
+    precision: np.ndarray
+    share: np.ndarray
+    pixels: np.ndarray
+    overall_accuracy: float
+
+
+def class_scores(matrix: np.ndarray) -> ClassScores:
+    """Scores by class.
+
+    Args:
+        matrix: (K, K) pixels, rows are annotation, columns prediction.
+    """
+    right, labelled, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
+    total = labelled.sum()
+    with np.errstate(divide='ignore', invalid='ignore'):
+        return ClassScores(
+            iou=right / (labelled + predicted - right),
+            accuracy=right / labelled,
+            precision=right / predicted,
+            share=labelled / total,
+            pixels=labelled,
+            overall_accuracy=float(right.sum() / total),
+        )
+
+
+def _mean(values: np.ndarray) -> float:
+    """Over the classes that have a value."""
+    return float(values[~np.isnan(values)].mean()) if not np.isnan(values).all() else float('nan')
