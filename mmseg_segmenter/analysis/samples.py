@@ -1,0 +1,304 @@
+"""Samples of a config's datasets, as pictures: what the model trains on, and what it predicts."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import mmcv
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset, pseudo_collate
+from mmengine.device import get_device
+from mmengine.registry import init_default_scope
+from mmengine.runner import set_random_seed
+from mmseg.registry import DATASETS, MODELS
+from mmseg.structures import SegDataSample
+from PIL import Image, UnidentifiedImageError
+
+from ..engine import check_datasets
+from ..models.segmentors.label_check import check_labels
+from ..visualization.sheet import Row, contact_sheet, errors, fit, overlay, save, to_rgb
+
+Predictor = Callable[[dict[str, Any]], np.ndarray]  # sample of the dataset -> (H, W) labels
+
+
+def load_dataset(cfg: Config, split: str) -> BaseDataset:
+    """The dataset of ``train_dataloader``, ``val_dataloader`` or ``test_dataloader``.
+
+    Raises:
+        FileNotFoundError: a folder is missing.
+        ValueError: the config has no such loader, or the dataset is empty or
+            does not name its classes.
+    """
+    loader = f'{split}_dataloader'
+    if not cfg.get(loader):
+        raise ValueError(f'{cfg.filename} has no {loader}')
+    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    check_datasets(cfg, (loader,))
+    dataset = DATASETS.build(cfg[loader].dataset)
+    if not len(dataset):
+        raise ValueError(f'{loader}: the dataset is empty')
+    if not dataset.metainfo.get('classes'):
+        raise ValueError(f"{loader}: the dataset has no class names; set metainfo=dict(classes=('...', '...'))")
+    return dataset
+
+
+def choose(dataset: BaseDataset, number: int, seed: int) -> list[int]:
+    """Indices of ``number`` samples, or of all if there are fewer; the same for the same seed.
+
+    Raises:
+        ValueError: ``number`` below 1.
+    """
+    if number < 1:
+        raise ValueError(f'number={number}; expected at least 1')
+    chosen = np.random.default_rng(seed).choice(len(dataset), min(number, len(dataset)), replace=False)
+    return sorted(chosen.tolist())
+
+
+def ignore_index(cfg: Config) -> int:
+    """Label that the model's loss ignores."""
+    head = (cfg.get('model') or {}).get('decode_head') or {}
+    head = head[-1] if isinstance(head, list | tuple) else head
+    return int(head.get('ignore_index', 255))
+
+
+def browse_dataset(
+    cfg: Config,
+    out: str,
+    split: str = 'train',
+    number: int = 12,
+    columns: int = 3,
+    seed: int = 0,
+    original: bool = False,
+    side: int = 256,
+) -> None:
+    """Draw samples as the model gets them: after the pipeline and the data preprocessor's padding.
+
+    Args:
+        cfg: whole config.
+        out: PNG to write.
+        split: ``'train'``, ``'val'`` or ``'test'``.
+        number: samples, chosen at random.
+        columns: samples beside each other.
+        seed: of the choice and of the augmentation.
+        original: put the image as it is in its file first.
+        side: pixels of the longer side of each picture.
+
+    Raises:
+        FileNotFoundError: config, folder or file missing.
+        ValueError: no annotation, a label outside the classes, or an image
+            with other than 1 or 3 channels, each with the name of the file;
+            an argument out of range.
+        OSError: cannot write there.
+    """
+    _check_sheet(out, columns, side)
+    dataset = load_dataset(cfg, split)
+    classes, palette, ignored = dataset.metainfo['classes'], dataset.metainfo['palette'], ignore_index(cfg)
+    indices = choose(dataset, number, seed)
+    set_random_seed(seed)
+    rows = []
+    for index in indices:
+        item = dataset[index]
+        name, before = _path(item), tuple(item['inputs'].shape[1:])
+        annotation(item, len(classes), ignored)  # complain before the padding
+        image, order, item = _preprocess(cfg, item, training=split == 'train')
+        labels = annotation(item, len(classes), ignored)
+        picture = _picture(image, order, name, side)
+        pictures = [picture, overlay(picture, labels, palette, ignored)]
+        if original:
+            pictures.insert(0, fit(to_rgb(mmcv.imread(name)), side))
+        after = tuple(image.shape[1:])
+        caption = f'{os.path.basename(name)}  {after[0]}x{after[1]}'
+        caption += f', padded from {before[0]}x{before[1]}' if after != before else ''
+        rows.append(Row(pictures, caption, frozenset(np.unique(labels).tolist())))
+    titles = ['file'] * original + ['input', 'annotation']
+    save(out, contact_sheet(rows, titles, classes, palette, columns, ignored))
+
+
+def browse_predictions(
+    cfg: Config,
+    out: str,
+    checkpoint: str | None = None,
+    predictions: str | None = None,
+    split: str = 'val',
+    number: int = 8,
+    columns: int = 1,
+    seed: int = 0,
+    side: int = 256,
+) -> None:
+    """Draw image, annotation, prediction and errors of samples.
+
+    Args:
+        cfg: whole config.
+        out: PNG to write.
+        checkpoint: of the model that predicts, or
+        predictions: folder of label maps that ``tools/test.py --out`` wrote.
+        split: ``'val'`` or ``'test'``.
+        number: samples, chosen at random.
+        columns: samples beside each other.
+        seed: of the choice.
+        side: pixels of the longer side of each picture.
+
+    Raises:
+        as :func:`browse_dataset` and :func:`folder_predictor`.
+        ValueError: annotation and prediction differ in size.
+    """
+    _check_sheet(out, columns, side)
+    dataset = load_dataset(cfg, split)
+    classes, palette, ignored = dataset.metainfo['classes'], dataset.metainfo['palette'], ignore_index(cfg)
+    indices = choose(dataset, number, seed)
+    if predictions is not None:
+        predict = folder_predictor(predictions, len(classes), bool(dataset.metainfo.get('reduce_zero_label')))
+    else:
+        predict = checkpoint_predictor(cfg, checkpoint)
+    rows = []
+    for index in indices:
+        item = dataset[index]
+        name = _path(item)
+        labels = annotation(item, len(classes), ignored)
+        prediction = predict(item)
+        if prediction.shape != labels.shape:
+            raise ValueError(
+                f'{name}: prediction of {prediction.shape[0]}x{prediction.shape[1]} pixels, annotation of '
+                f'{labels.shape[0]}x{labels.shape[1]}; in a test pipeline LoadAnnotations belongs after Resize'
+            )
+        picture = _picture(item['inputs'], _loaded_order(cfg), name, side)
+        pictures = [
+            picture,
+            overlay(picture, labels, palette, ignored),
+            overlay(picture, prediction, palette, ignored),
+            errors(picture, labels, prediction, ignored),
+        ]
+        right = (labels == prediction)[labels != ignored]
+        score = f'{right.mean():.1%} of pixels right' if right.size else 'no pixel labelled'
+        shown = frozenset(np.union1d(labels, prediction).tolist())
+        rows.append(Row(pictures, f'{os.path.basename(name)}  {score}', shown))
+    titles = ['image', 'annotation', 'prediction', 'errors']
+    save(out, contact_sheet(rows, titles, classes, palette, columns, ignored, marks=True))
+
+
+def _check_sheet(out: str, columns: int, side: int) -> None:
+    """Fail before the work, not after it."""
+    if not out.endswith('.png') or os.path.isdir(out):
+        raise ValueError(f'out={out}; expected the name of a file that ends in .png')
+    if columns < 1:
+        raise ValueError(f'columns={columns}; expected at least 1')
+    if side < 32:
+        raise ValueError(f'side={side}; expected at least 32 pixels')
+
+
+def annotation(item: dict[str, Any], num_classes: int, ignored: int) -> np.ndarray:
+    """(H, W) int64 labels of a sample.
+
+    Raises:
+        ValueError: it has none, or one outside the classes.
+    """
+    sample: SegDataSample = item['data_samples']
+    if 'gt_sem_seg' not in sample:
+        raise ValueError(f'{_path(item)}: no annotation; the pipeline needs LoadAnnotations')
+    check_labels([sample], num_classes, ignored)
+    labels = sample.gt_sem_seg.data.squeeze(0).numpy().astype(np.int64)
+    if labels.ndim != 2:
+        raise ValueError(f'{_path(item)}: annotation of shape {labels.shape}; expected (H, W), one label per pixel')
+    return labels
+
+
+def checkpoint_predictor(cfg: Config, checkpoint: str | None) -> Predictor:
+    """Predictions of a model, on the GPU if there is one; without a checkpoint, of its random weights."""
+    from mmseg.apis import init_model
+
+    model = init_model(cfg.copy(), checkpoint, device=get_device())
+
+    def predict(item: dict[str, Any]) -> np.ndarray:
+        with torch.no_grad():
+            (result,) = model.test_step(pseudo_collate([item]))
+        return result.pred_sem_seg.data.squeeze(0).cpu().numpy().astype(np.int64)
+
+    return predict
+
+
+def folder_predictor(folder: str, num_classes: int, reduce_zero_label: bool) -> Predictor:
+    """Label maps that ``tools/test.py --out`` wrote.
+
+    Args:
+        folder: of PNG files named as the images.
+        num_classes: number of classes.
+        reduce_zero_label: as in the dataset; files then hold class + 1.
+
+    Raises:
+        FileNotFoundError: no such folder.
+    """
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f'folder {folder} of predictions not found (working directory: {os.getcwd()})')
+
+    def read(item: dict[str, Any]) -> np.ndarray:
+        """
+        Raises:
+            FileNotFoundError: no label map for this image.
+            ValueError: unreadable, of several channels, or with a label
+                outside the classes; names the file.
+        """
+        path = os.path.join(folder, os.path.splitext(os.path.basename(_path(item)))[0] + '.png')
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f'{path}: no prediction for {_path(item)}')
+        try:
+            with Image.open(path) as image:
+                labels = np.array(image)
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            raise ValueError(f'{path} is not a readable image ({error})') from None
+        if labels.ndim != 2:
+            raise ValueError(f'{path}: shape {labels.shape}; expected a label map (H, W)')
+        first = int(reduce_zero_label)
+        labels = labels.astype(np.int64) - first
+        wrong = (labels < 0) | (labels >= num_classes)
+        if wrong.any():
+            found = ', '.join(map(str, (np.unique(labels[wrong]) + first).tolist()[:10]))
+            raise ValueError(
+                f'{path}: found label {found}, expected {first} to {num_classes - 1 + first} '
+                f'({num_classes} classes, reduce_zero_label={reduce_zero_label})'
+            )
+        return labels
+
+    return read
+
+
+def _path(item: dict[str, Any]) -> str:
+    return str(item['data_samples'].get('img_path', 'image without a name'))
+
+
+def _preprocessor_cfg(cfg: Config) -> Any:
+    return (cfg.get('model') or {}).get('data_preprocessor') or cfg.get('data_preprocessor')
+
+
+def _loaded_order(cfg: Config) -> str:
+    """Of the channels of a loaded image: OpenMMLab's loaders give BGR, and the preprocessor tells if not."""
+    return 'rgb' if (_preprocessor_cfg(cfg) or {}).get('rgb_to_bgr') else 'bgr'
+
+
+def _preprocess(cfg: Config, item: dict[str, Any], training: bool) -> tuple[torch.Tensor, str, dict[str, Any]]:
+    """What the model's data preprocessor makes of a sample, on the scale of the loaded image.
+
+    Returns:
+        (C, H, W) image, the order of its channels, and the sample.
+    """
+    settings = _preprocessor_cfg(cfg)
+    if not settings:
+        return item['inputs'], _loaded_order(cfg), item
+    before = item['inputs'].shape[1:]
+    preprocessor = MODELS.build(settings)
+    data = preprocessor(pseudo_collate([item]), training)
+    image = data['inputs'][0]
+    if hasattr(preprocessor, 'mean'):  # only where it normalises
+        image = image * preprocessor.std + preprocessor.mean
+    if not training:
+        # the annotation has none of the padding that some models want in testing
+        image = image[:, : before[0], : before[1]]
+    return image, 'rgb' if settings.get('bgr_to_rgb') else 'bgr', dict(data_samples=data['data_samples'][0])
+
+
+def _picture(image: torch.Tensor, order: str, name: str, side: int) -> np.ndarray:
+    try:
+        return fit(to_rgb(image.permute(1, 2, 0).numpy(), order), side)
+    except ValueError as error:
+        raise ValueError(f'{name}: {error}') from None

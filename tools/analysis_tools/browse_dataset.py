@@ -1,0 +1,37 @@
+#!/usr/bin/env python
+"""Samples of a dataset as the model gets them, augmented and padded, with their annotation, on one sheet."""
+
+import argparse
+import sys
+
+from mmengine.config import DictAction
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--out', required=True, metavar='SHEET.png', help='picture to write')
+    parser.add_argument('--split', choices=['train', 'val', 'test'], default='train', help='default: train')
+    parser.add_argument('--number', type=int, default=12, help='samples, chosen at random (default: 12)')
+    parser.add_argument('--columns', type=int, default=3, help='samples beside each other (default: 3)')
+    parser.add_argument('--seed', type=int, default=0, help='of choice and augmentation (default: 0)')
+    parser.add_argument('--original', action='store_true', help='put the image as it is in its file first')
+    parser.add_argument('--side', type=int, default=256, help='longer side of a picture in pixels (default: 256)')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override config entries')
+    args = parser.parse_args()
+
+    from mmseg_segmenter import engine
+    from mmseg_segmenter.analysis import samples
+
+    try:
+        cfg = engine.load_config(args.config, cfg_options=args.cfg_options)
+        samples.browse_dataset(
+            cfg, args.out, args.split, args.number, args.columns, args.seed, args.original, args.side
+        )
+    except (OSError, ValueError) as error:  # what the user can set right: no traceback
+        sys.exit(f'browse_dataset.py: {error}')
+    print('wrote', args.out)
+
+
+if __name__ == '__main__':
+    main()
