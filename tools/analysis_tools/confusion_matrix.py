@@ -1,0 +1,53 @@
+#!/usr/bin/env python
+"""Confusion matrix and per-class IoU of the test set, as a plot and as tables."""
+
+import argparse
+import sys
+
+from mmengine.config import DictAction
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', nargs='?', help='checkpoint file')
+    parser.add_argument(
+        '--predictions', metavar='DIR', help='label maps of tools/test.py --out, instead of a checkpoint'
+    )
+    parser.add_argument('--out', required=True, metavar='NAME.png', help='plot; the tables are named after it')
+    parser.add_argument(
+        '--sort', choices=['class', 'iou', 'share'], default='class', help='table: worst, or most frequent, first'
+    )
+    parser.add_argument('--work-dir', help='folder for the log (default: work_dirs/<config name>)')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override config entries')
+    args = parser.parse_args()
+    if (args.checkpoint is None) == (args.predictions is None):
+        parser.error('give either a checkpoint or --predictions DIR')
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+
+    from mmseg_segmenter import engine
+    from mmseg_segmenter.analysis import confusion
+    from mmseg_segmenter.evaluation.report import report_files
+
+    try:
+        cfg = engine.load_config(args.config, args.work_dir, args.cfg_options)
+        if args.predictions:
+            confusion.from_folder(cfg, args.predictions, args.out, args.sort)
+        else:
+            confusion.prepare_test(cfg, engine.find_checkpoint(args.checkpoint), args.out, args.sort)
+    except (OSError, ValueError) as error:  # what the user can set right: no traceback
+        sys.exit(f'confusion_matrix.py: {error}')
+    if args.checkpoint:
+        engine.run(cfg, 'test')
+    files = report_files(args.out)
+    with open(files[-1], encoding='utf-8') as table:
+        print(table.read(), end='')
+    print('wrote', *files)
+
+
+if __name__ == '__main__':
+    main()
