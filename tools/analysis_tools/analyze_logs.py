@@ -1,0 +1,29 @@
+#!/usr/bin/env python
+"""Loss, learning rate and mIoU of one or several trainings, as a plot and as CSV."""
+
+import argparse
+import sys
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('runs', nargs='+', metavar='RUN', help='work dirs, or scalars.json files')
+    parser.add_argument('--out', required=True, metavar='PREFIX', help='writes PREFIX.png and PREFIX.csv')
+    parser.add_argument('--keys', nargs='+', help='what to draw (default: loss lr mIoU)')
+    parser.add_argument('--labels', nargs='+', help='names of the runs (default: their folders)')
+    parser.add_argument(
+        '--smooth', type=float, default=0.6, help='weight of the next point, below 1 (default: 0.6; 0: none)'
+    )
+    args = parser.parse_args()
+
+    from mmseg_segmenter.analysis import logs
+
+    try:
+        print(logs.analyze(args.runs, args.out, args.keys, args.labels, args.smooth))
+    except (OSError, ValueError) as error:  # what the user can set right: no traceback
+        sys.exit(f'analyze_logs.py: {error}')
+    print(f'wrote {args.out}.png {args.out}.csv')
+
+
+if __name__ == '__main__':
+    main()
