@@ -9,7 +9,7 @@ from mmengine.utils import track_iter_progress
 from ..engine import check_datasets
 from ..evaluation import ConfusionMatrix
 from ..evaluation.report import check_arguments
-from .samples import annotation, folder_predictor, load_dataset
+from .samples import annotation, folder_predictor, load_dataset, load_sample
 
 
 def prepare_test(cfg: Config, checkpoint: str, out: str, sort: str = 'class') -> None:
@@ -49,7 +49,7 @@ def from_folder(cfg: Config, folder: str, out: str, sort: str = 'class') -> None
     classes = len(dataset.metainfo['classes'])
     predict = folder_predictor(folder, classes, bool(dataset.metainfo.get('reduce_zero_label')))
     for index in track_iter_progress(range(len(dataset)), file=sys.stderr):
-        item = dataset[index]
+        item = load_sample(dataset, index)
         labels = annotation(item, classes, metric.ignore_index)
         sample = dict(
             img_path=item['data_samples'].img_path,

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import cv2
 import mmcv
 import numpy as np
 import torch
@@ -56,6 +57,24 @@ def choose(dataset: BaseDataset, number: int, seed: int) -> list[int]:
     return sorted(chosen.tolist())
 
 
+def load_sample(dataset: BaseDataset, index: int) -> dict[str, Any]:
+    """A sample, through the pipeline.
+
+    Raises:
+        FileNotFoundError: image or annotation missing.
+        ValueError: the pipeline cannot read or change it; names the files.
+    """
+    try:
+        return dataset[index]
+    except FileNotFoundError:
+        raise
+    except (AssertionError, OSError, ValueError, cv2.error) as error:
+        # what damaged files lead to in the loaders of mmcv, which seldom name the file
+        info = dataset.get_data_info(index)
+        files = ' with '.join(str(info[key]) for key in ('img_path', 'seg_map_path') if key in info)
+        raise ValueError(f'{files}: cannot be loaded or augmented ({str(error).strip()})') from error
+
+
 def ignore_index(cfg: Config) -> int:
     """Label that the model's loss ignores."""
     head = (cfg.get('model') or {}).get('decode_head') or {}
@@ -99,7 +118,7 @@ def browse_dataset(
     set_random_seed(seed)
     rows = []
     for index in indices:
-        item = dataset[index]
+        item = load_sample(dataset, index)
         name, before = _path(item), tuple(item['inputs'].shape[1:])
         annotation(item, len(classes), ignored)  # complain before the padding
         image, order, item = _preprocess(cfg, item, training=split == 'train')
@@ -154,7 +173,7 @@ def browse_predictions(
         predict = checkpoint_predictor(cfg, checkpoint)
     rows = []
     for index in indices:
-        item = dataset[index]
+        item = load_sample(dataset, index)
         name = _path(item)
         labels = annotation(item, len(classes), ignored)
         prediction = predict(item)
@@ -192,15 +211,16 @@ def annotation(item: dict[str, Any], num_classes: int, ignored: int) -> np.ndarr
     """(H, W) int64 labels of a sample.
 
     Raises:
-        ValueError: it has none, or one outside the classes.
+        ValueError: it has none, one with channels, or a label outside the
+            classes.
     """
     sample: SegDataSample = item['data_samples']
     if 'gt_sem_seg' not in sample:
         raise ValueError(f'{_path(item)}: no annotation; the pipeline needs LoadAnnotations')
-    check_labels([sample], num_classes, ignored)
     labels = sample.gt_sem_seg.data.squeeze(0).numpy().astype(np.int64)
     if labels.ndim != 2:
         raise ValueError(f'{_path(item)}: annotation of shape {labels.shape}; expected (H, W), one label per pixel')
+    check_labels([sample], num_classes, ignored)
     return labels
 
 

@@ -200,6 +200,39 @@ def test_wrong_dataset(call, config, tmp_path, options, message):
 
 
 @pytest.mark.parametrize(
+    ('file', 'content', 'message'),
+    [
+        ('images/validation/scene_00004.jpg', b'', 'cannot be loaded'),
+        ('images/validation/scene_00004.jpg', b'no image', 'cannot be loaded .*failed to load image'),
+        ('annotations/validation/scene_00004.png', b'no image', 'cannot be loaded .*cannot identify image'),
+        ('annotations/validation/scene_00004.png', None, 'No such file'),
+    ],
+)
+@pytest.mark.parametrize('tool', ['browse_dataset.py', 'browse_predictions.py', 'confusion_matrix.py'])
+def test_damaged_dataset(call, config, label_maps, tmp_path, tool, file, content, message):
+    make_shapes(str(tmp_path / 'data'), num_images=5, size=(40, 48), num_classes=3)
+    path = tmp_path / 'data' / file
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    options = {f'{split}_dataloader.dataset.data_root': str(tmp_path / 'data') for split in ('val', 'test')}
+    args = ['--split', 'val'] if tool == 'browse_dataset.py' else ['--predictions', label_maps]
+    code, _ = call(tool, change(config, tmp_path, **options), *args, '--out', tmp_path / 'x.png')
+    assert isinstance(code, str) and str(path) in code and re.search(message, code, re.DOTALL)
+    assert not (tmp_path / 'x.png').exists()
+
+
+def test_annotation_in_colours(call, config, tmp_path):
+    make_shapes(str(tmp_path / 'data'), num_images=5, size=(40, 48), num_classes=3)
+    for path in (tmp_path / 'data' / 'annotations' / 'training').iterdir():
+        Image.open(path).convert('RGB').save(path)
+    path = change(config, tmp_path, **{'train_dataloader.dataset.data_root': str(tmp_path / 'data')})
+    with pytest.warns(UserWarning, match='Please pay attention your ground truth'):  # mmseg's
+        code, _ = call('browse_dataset.py', path, '--out', tmp_path / 'x.png')
+    assert re.search(r'jpg: annotation of shape \(24, 32, 3\); expected \(H, W\), one label per pixel', code)
+
+
+@pytest.mark.parametrize(
     ('args', 'message'),
     [
         (['--out', 'x.jpg'], 'out=x.jpg; expected the name of a file that ends in .png'),
