@@ -15,7 +15,7 @@ from torch import Tensor
 class ConfusionMatrix(BaseMetric):
     """Confusion matrix of the whole dataset, and the scores that follow from it.
 
-    Of each image only the cells that are not zero are kept, some kilobytes.
+    Of each image only the cells that are not zero are kept, 16 bytes each.
     The scores are ``aAcc``, ``mIoU`` and ``mAcc`` in percent, those of mmseg's
     ``IoUMetric``.
 

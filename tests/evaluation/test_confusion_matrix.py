@@ -62,7 +62,7 @@ def test_counts_and_scores(tmp_path):
 
 
 def test_labels_of_any_integer_type():
-    """k * K of uint8 labels overflows from the 17th class of 16 on."""
+    """k * K of uint8 labels overflows from 17 classes on."""
     labels = torch.arange(150, dtype=torch.uint8)[None]
     cells, counts = count_pairs(labels, labels.flip(1).int(), 150)
     assert cells.tolist() == [k * 150 + 149 - k for k in range(150)] and (counts == 1).all()
