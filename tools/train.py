@@ -36,6 +36,7 @@ def main() -> None:
         if args.amp:
             engine.enable_amp(cfg, args.amp_dtype)
         engine.check_datasets(cfg, ('train_dataloader', 'val_dataloader'))
+        engine.check_weights(cfg)
     except (FileNotFoundError, ValueError) as error:  # what the user can set right: no traceback
         sys.exit(f'train.py: {error}')
     engine.run(cfg, 'train', args.compile)

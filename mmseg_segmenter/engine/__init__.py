@@ -1,5 +1,6 @@
 from .config import (
     check_datasets,
+    check_weights,
     enable_drawing,
     enable_tta,
     find_checkpoint,
@@ -11,6 +12,7 @@ from .precision import enable_amp, enable_test_amp
 
 __all__ = [
     'check_datasets',
+    'check_weights',
     'enable_amp',
     'enable_drawing',
     'enable_test_amp',

@@ -46,6 +46,39 @@ def find_checkpoint(path: str) -> str:
     return path
 
 
+def check_weights(cfg: Config) -> None:
+    """Find missing files of pretrained weights before anything is built.
+
+    Args:
+        cfg: whole config, for training.
+
+    Raises:
+        FileNotFoundError: names the file and the entry of the config.
+    """
+    for place, checkpoint in _weights(cfg.get('model'), 'model'):
+        if '://' not in checkpoint and not os.path.isfile(os.path.expanduser(checkpoint)):
+            raise FileNotFoundError(
+                f'{place}={checkpoint} not found (working directory: {os.getcwd()}); the header of the config says '
+                'where it comes from'
+            )
+    if cfg.get('load_from'):
+        find_checkpoint(cfg.load_from)
+
+
+def _weights(node: Any, place: str) -> Iterator[tuple[str, str]]:
+    """Places and paths of all weights that the parts of a model start from."""
+    if isinstance(node, dict):
+        if node.get('type') == 'Pretrained' and node.get('checkpoint'):
+            yield f'{place}.checkpoint', node['checkpoint']
+        for key, value in node.items():
+            if key == 'pretrained' and isinstance(value, str):
+                yield f'{place}.pretrained', value
+            yield from _weights(value, f'{place}.{key}')
+    elif isinstance(node, list | tuple):
+        for i, value in enumerate(node):
+            yield from _weights(value, f'{place}[{i}]')
+
+
 def check_datasets(cfg: Config, loaders: tuple[str, ...]) -> None:
     """Find missing or empty dataset folders before anything is built.
 

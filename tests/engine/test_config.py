@@ -64,6 +64,26 @@ def test_tta_and_drawing_need_their_parts():
         engine.enable_drawing(Config(dict(default_hooks=dict())), show_dir='x')
 
 
+def test_missing_weights(tmp_path):
+    there, missing = str(tmp_path / 'a.pth'), str(tmp_path / 'b.pth')
+    (tmp_path / 'a.pth').touch()
+
+    def pretrained(checkpoint):
+        return dict(init_cfg=dict(type='Pretrained', checkpoint=checkpoint))
+
+    for model in (dict(), pretrained(None), pretrained(there), pretrained('augreg://B_16'), dict(pretrained=None)):
+        engine.check_weights(Config(dict(model=dict(backbone=model), load_from=None)))
+    for model, place in (
+        (dict(backbone=pretrained(missing)), 'model.backbone.init_cfg.checkpoint'),
+        (dict(pretrained=missing), 'model.pretrained'),
+        (dict(auxiliary_head=[dict(), pretrained(missing)]), r'model.auxiliary_head\[1\].init_cfg.checkpoint'),
+    ):
+        with pytest.raises(FileNotFoundError, match=f'^{place}={missing} not found'):
+            engine.check_weights(Config(dict(model=model)))
+    with pytest.raises(FileNotFoundError, match=f'checkpoint {missing} not found'):
+        engine.check_weights(Config(dict(model=dict(), load_from=missing)))
+
+
 def test_training_without_validation():
     engine.check_datasets(Config(dict(val_dataloader=None)), ('val_dataloader',))
 
