@@ -15,8 +15,9 @@ venv: .venv/.installed
 demo: venv
 	PATH="$(CURDIR)/$(BIN):$$PATH" tools/demo.sh
 
+# One thread per process: as many threads as cores in each would wait for one another.
 test: lint
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4
 
 lint: venv
 	$(BIN)/ruff check

@@ -77,9 +77,11 @@ def fabricate(dataset, root, num_classes):
     """Two images and annotations, where and as a dataset config looks for them."""
     parameters = inspect.signature(DATASETS.get(dataset.type).__init__).parameters
     rng = np.random.default_rng(0)
+    # LoadLabelMap may know classes by other numbers
+    stored = next((t['values'] for t in dataset.pipeline if t.get('values')), range(num_classes))
     contents = dict(
         img=lambda: rng.integers(0, 256, (40, 60, 3), dtype=np.uint8),
-        seg_map=lambda: rng.integers(0, num_classes, (40, 60), dtype=np.uint8),
+        seg_map=lambda: rng.choice(np.array(stored, dtype=np.uint8), (40, 60)),
     )
     for name in ('first', 'second'):
         for kind, make in contents.items():
