@@ -31,7 +31,7 @@ def read_palette(path: str) -> dict[Colour, int]:
         raise FileNotFoundError(f'palette {path} not found (working directory: {os.getcwd()})')
     palette: dict[Colour, int] = {}
     counted = 0
-    with open(path, encoding='utf-8') as file:
+    with open(path, encoding='utf-8', errors='replace') as file:
         lines = [(number, line.split('#')[0].replace(',', ' ').split()) for number, line in enumerate(file, 1)]
     for number, words in lines:
         if not words:
@@ -176,9 +176,15 @@ def convert(
         if rename:
             folder, base = os.path.split(stem)
             try:
-                stem = os.path.join(folder, re.sub(rename[0], rename[1], base))
+                renamed = re.sub(rename[0], rename[1], base)
             except (re.error, IndexError) as error:
                 raise ValueError(f'rename {rename[0]!r} to {rename[1]!r}: {error}') from None
+            if not renamed or os.path.basename(renamed) != renamed:  # it could lead out of the destination
+                raise ValueError(
+                    f'rename {rename[0]!r} to {rename[1]!r}: {base!r} would become {renamed!r}, expected a name '
+                    'without folders'
+                )
+            stem = os.path.join(folder, renamed)
         target = f'{stem}.png'
         if target in paths:
             raise ValueError(f'{paths[target]} and {os.path.join(source, name)} would both become {target}')

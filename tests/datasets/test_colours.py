@@ -128,6 +128,9 @@ def test_grey_masks(tmp_path, monkeypatch):
         (('masks', 'out', '--palette', 'palette.txt', '--tolerance', '-1'), 'tolerance=-1; expected 0 to 255'),
         (('masks', 'out', '--palette', 'palette.txt', '--rename', '(', ''), "rename '(' to '': "),
         (('masks', 'out', '--palette', 'palette.txt', '--rename', r'\d', ''), 'would both become gt_.png'),
+        (('masks', 'out', '--palette', 'palette.txt', '--rename', 'gt_', '../'), 'expected a name without folders'),
+        (('masks', 'out', '--palette', 'palette.txt', '--rename', '.*', ''), "would become '', expected a name"),
+        (('masks', 'out', '--palette', 'masks/b/gt_3.png'), "masks/b/gt_3.png, line 1: '"),
         (('masks', 'masks', '--palette', 'palette.txt'), 'gt_3.png exists; use --force'),
     ],
 )
