@@ -169,7 +169,9 @@ def write_whole(
     paths = {name: os.path.join(folder, name) for name in writers}
     for path in paths.values():
         refuse_existing(path, force)
-    with _staging(folder, ' and '.join(paths.values())) as staging:
+    first, *others = paths.values()
+    named = f'{first} and {len(others)} more' if len(others) > 4 else ' and '.join(paths.values())
+    with _staging(folder, named) as staging:
         for name, write in writers.items():
             with _cannot_write(paths[name]):
                 write(os.path.join(staging, name))

@@ -193,6 +193,11 @@ def test_files_that_fail_their_check_are_not_put_in_place(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_many_files_that_cannot_be_written_are_not_all_named():
+    with pytest.raises(OSError, match=r'^cannot write /dev/null/0 and 7 more: '):
+        write_whole('/dev/null', {str(i): lambda path: None for i in range(8)})
+
+
 def test_umask_is_respected(tmp_path):
     old = os.umask(0o027)
     try:
