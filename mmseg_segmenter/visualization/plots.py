@@ -42,7 +42,8 @@ def confusion_matrix(path: str, matrix: np.ndarray, classes: Sequence[str], titl
     totals = matrix.sum(1, keepdims=True)
     percent = np.ma.masked_invalid(np.divide(matrix * 100, totals, out=np.full(matrix.shape, np.nan), where=totals > 0))
     numbers = count <= MOST_NUMBERS
-    cell = 0.42 if numbers else min(0.16, 40 / count)  # inches
+    # inches; as large as names need, and without any of them to fit a screen
+    cell = 0.42 if numbers else 0.16 if count <= MOST_NAMES else 12 / count
     figure = new_figure(max(5.0, cell * count + 2.5), max(4.0, cell * count + 1.8))
     axis = figure.add_subplot()
     axis.set_facecolor('0.85')
