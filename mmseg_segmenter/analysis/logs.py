@@ -178,7 +178,7 @@ def analyze(
 
     Args:
         paths: as :func:`read_run`.
-        out: without suffix.
+        out: with or without ``.png``.
         keys: what to draw; default loss, lr and mIoU as far as logged.
         names: of the runs.
         weight: of :func:`smooth`, for what is logged in training but the
@@ -200,6 +200,7 @@ def analyze(
         raise ValueError(f'{len(paths)} runs, labels {", ".join(names)}; expected one for each, all different')
     if len(set(map(os.path.abspath, paths))) != len(paths):
         raise ValueError(f'the same run twice in {" ".join(paths)}')
+    out = out.removesuffix('.png')  # that the other tools want
     if os.path.isdir(out) or not os.path.basename(out):
         raise ValueError(f'out={out} is a folder; expected the beginning of a file name')
     runs = [read_run(path, name) for path, name in zip(paths, names or labels(paths), strict=True)]

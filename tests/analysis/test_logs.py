@@ -127,10 +127,15 @@ def call(monkeypatch, capsys, *args):
     return str(stopped.value.code)
 
 
-def test_command_line(monkeypatch, capsys, resumed, tmp_path):
-    monkeypatch.setattr(sys, 'argv', ['x', str(resumed), '--out', f'{tmp_path}/new/p', '--keys', 'lr', '--smooth', '0'])
+@pytest.mark.parametrize('suffix', ['', '.png'])
+def test_command_line(monkeypatch, capsys, resumed, tmp_path, suffix):
+    out = f'{tmp_path}/new/p{suffix}'
+    monkeypatch.setattr(sys, 'argv', ['x', str(resumed), '--out', out, '--keys', 'lr', '--smooth', '0'])
     runpy.run_path(str(TOOL), run_name='__main__')
-    assert capsys.readouterr().out.startswith('run: 60 iterations, lr 1.667e-05\nwrote')
+    assert (
+        capsys.readouterr().out
+        == f'run: 60 iterations, lr 1.667e-05\nwrote {tmp_path}/new/p.png {tmp_path}/new/p.csv\n'
+    )
     assert sorted(p.name for p in (tmp_path / 'new').iterdir()) == ['p.csv', 'p.png']
 
 

@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('runs', nargs='+', metavar='RUN', help='work dirs, or scalars.json files')
-    parser.add_argument('--out', required=True, metavar='PREFIX', help='writes PREFIX.png and PREFIX.csv')
+    parser.add_argument('--out', required=True, metavar='NAME[.png]', help='writes NAME.png and NAME.csv')
     parser.add_argument('--keys', nargs='+', help='what to draw (default: loss lr mIoU)')
     parser.add_argument('--labels', nargs='+', help='names of the runs (default: their folders)')
     parser.add_argument(
@@ -22,7 +22,8 @@ def main() -> None:
         print(logs.analyze(args.runs, args.out, args.keys, args.labels, args.smooth))
     except (OSError, ValueError) as error:  # what the user can set right: no traceback
         sys.exit(f'analyze_logs.py: {error}')
-    print(f'wrote {args.out}.png {args.out}.csv')
+    stem = args.out.removesuffix('.png')
+    print(f'wrote {stem}.png {stem}.csv')
 
 
 if __name__ == '__main__':
