@@ -23,7 +23,9 @@ def prepare_test(cfg: Config, checkpoint: str, out: str, sort: str = 'class') ->
 
     Raises:
         FileNotFoundError: the dataset is missing.
-        ValueError: ``out`` is not valid, or the dataset is empty.
+        ValueError: ``out`` is not valid, the dataset is empty, or the config
+            has no model or no test set.
+        OSError: cannot write there.
     """
     check_arguments(out, sort)
     check_datasets(cfg, ('test_dataloader',))
@@ -42,6 +44,9 @@ def from_folder(cfg: Config, folder: str, out: str, sort: str = 'class') -> None
 
     Raises:
         as :func:`prepare_test`, ``folder_predictor`` and ``ConfusionMatrix``.
+    for key in ('model', 'test_dataloader'):
+        if not cfg.get(key):
+            raise ValueError(f'{cfg.filename} has no {key}')
     """
     metric = ConfusionMatrix(out, sort, _ignore_index(cfg))
     dataset = load_dataset(cfg, 'test')

@@ -17,6 +17,7 @@ from mmseg.registry import DATASETS, MODELS
 from mmseg.structures import SegDataSample
 from PIL import Image, UnidentifiedImageError
 
+from ..checkpoints.io import check_destination
 from ..engine import check_datasets
 from ..models.segmentors.label_check import check_labels
 from ..visualization.sheet import Row, contact_sheet, errors, fit, overlay, save, to_rgb
@@ -199,8 +200,7 @@ def browse_predictions(
 
 def _check_sheet(out: str, columns: int, side: int) -> None:
     """Fail before the work, not after it."""
-    if not out.endswith('.png') or os.path.isdir(out):
-        raise ValueError(f'out={out}; expected the name of a file that ends in .png')
+    check_destination(out, '.png')
     if columns < 1:
         raise ValueError(f'columns={columns}; expected at least 1')
     if side < 32:

@@ -1,5 +1,6 @@
 """Read foreign files without executing anything in them; write ours whole or not at all."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -114,6 +115,29 @@ def refuse_existing(path: str, force: bool) -> None:
         raise IsADirectoryError(f'{path} is a folder, expected the name of a file')
     if os.path.exists(path) and not force:
         raise FileExistsError(f'{path} exists; use --force to replace it')
+
+
+def check_destination(path: str, suffix: str = '') -> None:
+    """Fail before hours of work, not when their result is written. Nothing is made.
+
+    Args:
+        path: file to be written; its folder need not exist.
+        suffix: that the name must have.
+
+    Raises:
+        ValueError: ``path`` is a folder, or has another suffix.
+        OSError: no folder can be made or written to there.
+    """
+    if not path.endswith(suffix) or os.path.isdir(path) or not os.path.basename(path):
+        ends = f' that ends in {suffix}' if suffix else ''
+        raise ValueError(f'out={path}; expected the name of a file{ends}')
+    folder = os.path.abspath(os.path.dirname(path))
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    with _cannot_write(path):
+        if not os.path.isdir(folder):
+            raise NotADirectoryError(errno.ENOTDIR, f'{folder} is not a folder')
+        tempfile.TemporaryFile(dir=folder).close()  # permissions do not tell all: read-only and special file systems
 
 
 def write_checkpoint(path: str, content: dict[str, Any]) -> None:

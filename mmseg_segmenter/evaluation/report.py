@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..checkpoints.io import write_text, write_whole
+from ..checkpoints.io import check_destination, write_text, write_whole
 from ..visualization.plots import confusion_matrix as plot
 from .confusion_matrix import class_scores
 
@@ -20,9 +20,9 @@ def check_arguments(out: str, sort: str = 'class') -> None:
 
     Raises:
         ValueError: ``out`` is not the name of a PNG, or ``sort`` is unknown.
+        OSError: cannot write there.
     """
-    if not out.endswith('.png') or os.path.isdir(out):
-        raise ValueError(f'out={out}; expected the name of a file that ends in .png')
+    check_destination(out, '.png')
     if sort not in SORTS:
         raise ValueError(f'sort={sort!r}; expected one of {", ".join(SORTS)}')
 

@@ -405,6 +405,7 @@ def test_command_line(root, tmp_path, monkeypatch, capsys):
     text = CONFIG.read_text().replace("'../_base_", f"'{CONFIG.parent.parent}/_base_")
     text = text.replace("'data/own'", repr(str(root))).replace("['background', 'road', 'building']", repr(CLASSES))
     path.write_text(text)
+    assert 'cannot write /dev/null/p.png: ' in run(monkeypatch, capsys, path, '--plot', '/dev/null/p.png')[2]
     files = ('--json', tmp_path / 'o/r.json', '--plot', tmp_path / 'o/p.png')
     code, out, err = run(monkeypatch, capsys, path, '--workers', 1, *files)
     assert code == 0 and '0 errors, 0 warnings; 9 images in' in out and '9/9' in err

@@ -39,10 +39,9 @@ def main() -> None:
             confusion.from_folder(cfg, args.predictions, args.out, args.sort)
         else:
             confusion.prepare_test(cfg, engine.find_checkpoint(args.checkpoint), args.out, args.sort)
+            engine.run(cfg, 'test')
     except (OSError, ValueError) as error:  # what the user can set right: no traceback
         sys.exit(f'confusion_matrix.py: {error}')
-    if args.checkpoint:
-        engine.run(cfg, 'test')
     files = report_files(args.out)
     with open(files[-1], encoding='utf-8') as table:
         print(table.read(), end='')
