@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from ..checkpoints.io import check_destination
 from ..engine import check_datasets
 from ..models.segmentors.label_check import check_labels
+from ..models.segmentors.load_report import check_all_loaded
 from ..visualization.sheet import Row, contact_sheet, errors, fit, overlay, save, to_rgb
 
 Predictor = Callable[[dict[str, Any]], np.ndarray]  # sample of the dataset -> (H, W) labels
@@ -225,10 +226,15 @@ def annotation(item: dict[str, Any], num_classes: int, ignored: int) -> np.ndarr
 
 
 def checkpoint_predictor(cfg: Config, checkpoint: str | None) -> Predictor:
-    """Predictions of a model, on the GPU if there is one; without a checkpoint, of its random weights."""
+    """Predictions of a model, on the GPU if there is one; without a checkpoint, of its random weights.
+
+    Raises:
+        ValueError: the checkpoint is damaged or of another model.
+    """
     from mmseg.apis import init_model
 
     model = init_model(cfg.copy(), checkpoint, device=get_device())
+    check_all_loaded(model)
 
     def predict(item: dict[str, Any]) -> np.ndarray:
         with torch.no_grad():

@@ -322,6 +322,31 @@ def test_damaged_predictions(call, config, label_maps, tmp_path, tool, damage, m
     assert [p.name for p in tmp_path.iterdir()] == ['labels']
 
 
+def test_confusion_fails_before_the_test_and_in_one_line(call, config, checkpoint, tmp_path):
+    tool, out = 'confusion_matrix.py', ['--out', tmp_path / 'x.png', '--work-dir', tmp_path / 'w']
+    assert 'cannot write /dev/null/x.png: ' in call(tool, config, checkpoint, '--out', '/dev/null/x.png')[0]
+    assert 'has no test_dataloader' in call(tool, config, checkpoint, *out, '--cfg-options', 'test_dataloader=None')[0]
+    assert not list(tmp_path.iterdir())
+    (tmp_path / 'junk.pth').write_bytes(b'junk')
+    code, _ = call(tool, config, tmp_path / 'junk.pth', *out)
+    assert 'junk.pth (4 bytes) is not a readable checkpoint' in code
+
+
+@pytest.mark.parametrize('tool', ['confusion_matrix.py', 'browse_predictions.py'])
+def test_checkpoint_of_another_model(call, config, checkpoint, tool, tmp_path):
+    state = torch.load(checkpoint, weights_only=True)['state_dict']
+    for name, change in {
+        'missing.pth': lambda key, value: {} if key == 'decode_head.conv_seg.weight' else {key: value},
+        'shape.pth': lambda key, value: {key: value[:, :2] if key == 'decode_head.conv_seg.weight' else value},
+    }.items():
+        changed = {k: v for key, value in state.items() for k, v in change(key, value).items()}
+        torch.save(dict(state_dict=changed, meta={}), tmp_path / name)
+        work_dir = ['--work-dir', tmp_path / 'w'] if tool == 'confusion_matrix.py' else []
+        code, _ = call(tool, config, tmp_path / name, '--out', tmp_path / 'x.png', *work_dir)
+        assert f'{name} is not a checkpoint of this model: 1 tensors are missing or of another shape' in code
+        assert 'decode_head.conv_seg.weight' in code and not (tmp_path / 'x.png').exists()
+
+
 @pytest.mark.parametrize('tool', ['confusion_matrix.py', 'browse_predictions.py'])
 def test_missing_files(call, config, tool, tmp_path):
     out = ['--out', tmp_path / 'x.png']

@@ -27,6 +27,24 @@ def report_loading(model: nn.Module) -> None:
     model.register_load_state_dict_post_hook(_end)
 
 
+def check_all_loaded(model: nn.Module) -> None:
+    """Refuse to judge a model that is in part as it was initialised.
+
+    Args:
+        model: of :func:`report_loading`, after loading.
+
+    Raises:
+        ValueError: the last checkpoint had too few tensors, or of other
+            shapes; says how many, and names the first.
+    """
+    name, left = model.__dict__.get('_not_loaded', ('', []))
+    if left:
+        raise ValueError(
+            f'{name} is not a checkpoint of this model: {len(left)} tensors are missing or of another shape, the '
+            f'first {left[0]}'
+        )
+
+
 def _begin(
     module: nn.Module,
     state_dict: Mapping[str, Any],
@@ -49,6 +67,8 @@ def _end(module: nn.Module, incompatible_keys: Any) -> None:
     # as mmengine: old checkpoints lack this counter, which has no effect
     missing = [key for key in missing if not key.endswith('num_batches_tracked')]
     unexpected = [key for key in incompatible_keys.unexpected_keys if key.startswith(prefix)]
+    wrong_shape = [' '.join(message.split()) for message in wrong_shape]
+    module.__dict__['_not_loaded'] = name, missing + wrong_shape
     used = total - len(unexpected) - len(wrong_shape)
     if used == total and not missing:
         print_log(f'loaded {name}: all {total} tensors of the checkpoint used', 'current')
@@ -57,7 +77,7 @@ def _end(module: nn.Module, incompatible_keys: Any) -> None:
     for what, keys in (
         ('not used, the model has none of that name', unexpected),
         ('not in the checkpoint, left as they were', missing),
-        ('of another shape, left as they were', [' '.join(message.split()) for message in wrong_shape]),
+        ('of another shape, left as they were', wrong_shape),
     ):
         if keys:
             warnings.append(f'{name}: {len(keys)} tensors {what}: {", ".join(keys)}')
