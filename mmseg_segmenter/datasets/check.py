@@ -163,8 +163,7 @@ def check(cfg: Config, workers: int | None = None, progress: bool = True) -> Rep
     start = time.perf_counter()
     tallies = {split: Tally() for split in parts}
     duplicates = _Duplicates(inspectors)
-    workers = workers or len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else workers or os.cpu_count()
-    assert workers is not None
+    workers = workers or _cores()
     for k, tally in _inspect_all([inspector for _, inspector in inspectors], workers, progress):
         duplicates.add(k, tally.digests)
         tally.digests = {}
@@ -179,6 +178,13 @@ def check(cfg: Config, workers: int | None = None, progress: bool = True) -> Rep
     problems += duplicates.problems()
     problems.sort(key=lambda problem: problem.severity)
     return Report(cfg.filename or '', classes, model.ignore_index, tallies, problems, seconds, workers)
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, 'sched_getaffinity'):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class _Model:
@@ -440,6 +446,8 @@ def _file_problems(split: str, tally: Tally, datasets: list[BaseDataset], model:
 def _labels_hint(tally: Tally, dataset: BaseDataset, model: _Model) -> str:
     """What may be meant by labels that are no class."""
     K, values = model.num_classes, sorted(v for v in tally.stored if v != model.ignore_index)
+    if not values:  # masks that Pillow cannot read, but the backend of the config can
+        return ''
     found = f'the masks hold {_shown(values)}'
     if not dataset.reduce_zero_label and values == list(range(values[0], K + 1)) and values[-1] == K:
         if values[0] == 1:

@@ -16,6 +16,7 @@ from mmengine.config import Config
 from own_data import CLASSES, make_dataset
 from PIL import Image
 
+from mmseg_segmenter.datasets import inspection
 from mmseg_segmenter.datasets.check import check
 from mmseg_segmenter.datasets.check_report import as_text
 
@@ -194,6 +195,12 @@ def test_zero_is_one_class_too_many(root):
     hint = hint_of(config(root), 'labels_outside')
     assert 'set reduce_zero_label=True' in hint and 'add its name as the first of classes' in hint
     assert problems(set_dataset(config(root), reduce_zero_label=True)) == {}
+
+
+def test_masks_that_only_the_backend_of_the_config_reads(root, monkeypatch):
+    relabel(root, table(_0=1, _1=2, _2=3))
+    monkeypatch.setattr(inspection, '_decode', lambda content: ('unknown to Pillow', None, ''))
+    assert hint_of(config(root), 'labels_outside') == ''  # what the files hold is not known
 
 
 def test_reduce_zero_label_that_should_not_be(root):
