@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 from mmengine.utils import track_iter_progress
 from mmseg.registry import HOOKS
 
-from ..engine import check_datasets
+from ..engine import check_datasets, evaluators
 from ..evaluation import ConfusionMatrix
 from ..evaluation.report import check_arguments
 from ..models.segmentors.load_report import check_all_loaded
@@ -84,6 +84,4 @@ def from_folder(cfg: Config, folder: str, out: str, sort: str = 'class') -> None
 
 def _ignore_index(cfg: Config) -> int:
     """That of the evaluator that the config has."""
-    evaluators = cfg.get('test_evaluator') or {}
-    evaluators = evaluators if isinstance(evaluators, list | tuple) else [evaluators]
-    return next((int(one['ignore_index']) for one in evaluators if 'ignore_index' in one), 255)
+    return next((int(one['ignore_index']) for one in evaluators(cfg, 'test') if 'ignore_index' in one), 255)

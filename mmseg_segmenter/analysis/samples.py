@@ -18,7 +18,7 @@ from mmseg.structures import SegDataSample
 from PIL import Image, UnidentifiedImageError
 
 from ..checkpoints.io import check_destination
-from ..engine import check_datasets
+from ..engine import check_datasets, decode_head
 from ..models.segmentors.label_check import check_labels
 from ..models.segmentors.load_report import check_all_loaded
 from ..visualization.sheet import Row, contact_sheet, errors, fit, overlay, save, to_rgb
@@ -79,9 +79,7 @@ def load_sample(dataset: BaseDataset, index: int) -> dict[str, Any]:
 
 def ignore_index(cfg: Config) -> int:
     """Label that the model's loss ignores."""
-    head = (cfg.get('model') or {}).get('decode_head') or {}
-    head = head[-1] if isinstance(head, list | tuple) else head
-    return int(head.get('ignore_index', 255))
+    return int(decode_head(cfg).get('ignore_index', 255))
 
 
 def browse_dataset(

@@ -18,6 +18,7 @@ from mmengine.fileio import list_dir_or_file
 from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.registry import DATASETS
 
+from ..engine import check_datasets, decode_head, evaluators
 from .inspection import Found, Inspector, Tally, transform_of
 
 Severity = Literal['ERROR', 'WARNING']
@@ -135,8 +136,6 @@ def check(cfg: Config, workers: int | None = None, progress: bool = True) -> Rep
         ValueError: no dataset or no classes in the config, or a setting that
             would spoil every file.
     """
-    from ..engine import check_datasets
-
     if workers is not None and workers < 1:
         raise ValueError(f'workers={workers}; expected at least 1')
     loaders = [f'{split}_dataloader' for split in ('train', 'val', 'test') if cfg.get(f'{split}_dataloader')]
@@ -200,8 +199,7 @@ class _Model:
 
     def __init__(self, cfg: Config) -> None:
         model = cfg.get('model') or {}
-        heads = model.get('decode_head') or {}
-        head: Any = heads[-1] if isinstance(heads, list | tuple) else heads
+        head = decode_head(cfg)
         if head.get('num_classes') is None:
             raise ValueError(f'{cfg.filename} has no model.decode_head.num_classes')
         # One sigmoid map tells two classes apart: mmseg's binary mode.
@@ -274,10 +272,9 @@ def _check_config(
             'set a number that no class has, such as 65535: see "More than 255 classes" in docs/own_dataset.md',
         )
     elsewhere = {'data_preprocessor.seg_pad_val': model.seg_pad_val}
-    for key in ('val_evaluator', 'test_evaluator'):
-        metrics = cfg.get(key) or []
-        for metric in metrics if isinstance(metrics, list | tuple) else [metrics]:
-            elsewhere[f'{key}, {metric["type"]}.ignore_index'] = metric.get('ignore_index', 255)
+    for split in ('val', 'test'):
+        for metric in evaluators(cfg, split):
+            elsewhere[f'{split}_evaluator, {metric["type"]}.ignore_index'] = metric.get('ignore_index', 255)
     for split, datasets in parts.items():
         for transform in datasets[0].pipeline.transforms:
             if hasattr(transform, 'ignore_index'):

@@ -41,9 +41,14 @@ def find_checkpoint(path: str) -> str:
     Raises:
         FileNotFoundError: a local path that does not exist.
     """
-    if '://' not in path and not os.path.isfile(os.path.expanduser(path)):
+    if _is_missing(path):
         raise FileNotFoundError(f'checkpoint {path} not found (working directory: {os.getcwd()})')
     return path
+
+
+def _is_missing(path: str) -> bool:
+    """A local file that does not exist; an address is not looked up."""
+    return '://' not in path and not os.path.isfile(os.path.expanduser(path))
 
 
 def check_weights(cfg: Config) -> None:
@@ -56,7 +61,7 @@ def check_weights(cfg: Config) -> None:
         FileNotFoundError: names the file and the entry of the config.
     """
     for place, checkpoint in _weights(cfg.get('model'), 'model'):
-        if '://' not in checkpoint and not os.path.isfile(os.path.expanduser(checkpoint)):
+        if _is_missing(checkpoint):
             raise FileNotFoundError(
                 f'{place}={checkpoint} not found (working directory: {os.getcwd()}); the header of the config says '
                 'where it comes from'
@@ -128,6 +133,19 @@ def _image_suffix(dataset: Any) -> str | None:
     return dataset.get('img_suffix', None if parameter is None else parameter.default)
 
 
+def decode_head(cfg: Config) -> Any:
+    """The head whose predictions count: the last of a cascade, also inside ``SegTTAModel``; {} if there is none."""
+    model = cfg.get('model') or {}
+    head = model.get('module', model).get('decode_head') or {}
+    return head[-1] if isinstance(head, list | tuple) else head
+
+
+def evaluators(cfg: Config, split: str) -> list[Any]:
+    """The metrics of ``val_evaluator`` or ``test_evaluator``, which may be one, several or none."""
+    metrics = cfg.get(f'{split}_evaluator') or []
+    return list(metrics) if isinstance(metrics, list | tuple) else [metrics]
+
+
 def enable_tta(cfg: Config) -> None:
     """Test with the multi-scale and flip pipeline of the config.
 
@@ -173,13 +191,10 @@ def save_predictions(cfg: Config, out_dir: str) -> None:
         ValueError: no ``IoUMetric``, which writes them, in ``test_evaluator``,
             or more classes than its 8 bits hold.
     """
-    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list | tuple) else [cfg.test_evaluator]
-    writers = [evaluator for evaluator in evaluators if evaluator.type == 'IoUMetric']
+    writers = [evaluator for evaluator in evaluators(cfg, 'test') if evaluator.type == 'IoUMetric']
     if not writers:
         raise ValueError(f'--out: test_evaluator of {cfg.filename} has no IoUMetric')
-    model = cfg.model.get('module', cfg.model)
-    heads = model.get('decode_head', {})
-    classes = (heads[-1] if isinstance(heads, list | tuple) else heads).get('num_classes', 0)
+    classes = decode_head(cfg).get('num_classes', 0)
     # reduce_zero_label counts the label maps from 1
     limit = 256 - any(dataset.get('reduce_zero_label', False) for dataset in _datasets(cfg.test_dataloader.dataset))
     if classes > limit:
