@@ -454,8 +454,7 @@ def write_json(path: str, records: list[dict[str, Any]], peak: float | None) -> 
 
 def plot(path: str, records: list[dict[str, Any]]) -> None:
     """Time and memory against the number of pixels, one line for each model and batch size, classes and precision."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from ..visualization.plots import new_figure
 
     lines: dict[str, list[tuple[float, float, float | None]]] = {}
     varied = [key for key in records[0]['case'] if key != 'size' and len({r['case'][key] for r in records}) > 1]
@@ -464,8 +463,7 @@ def plot(path: str, records: list[dict[str, Any]]) -> None:
         for side in r['sides']:
             name = ', '.join([side['name'], *(f'{key} {r["case"][key]}' for key in varied)])
             lines.setdefault(name, []).append((megapixels, side['median'], side['peak_gb']))
-    figure = Figure(figsize=(9, 4), layout='constrained')
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 4)
     time_axis, memory_axis = figure.subplots(1, 2)
     for name, points in lines.items():
         megapixels, seconds, memory = zip(*sorted(points), strict=True)

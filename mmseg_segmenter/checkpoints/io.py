@@ -206,6 +206,21 @@ def write_whole(
     return result
 
 
+def replace_file(path: str, write: Callable[[str], None]) -> None:
+    """Write one file, whole or not at all, in place of any that is there.
+
+    Args:
+        path: the file; its folder is made.
+        write: writes to the path it is given.
+
+    Raises:
+        IsADirectoryError: ``path`` is a folder.
+        OSError: cannot write there; nothing is left behind.
+    """
+    folder, name = os.path.split(path)
+    write_whole(folder, {name: write}, force=True)
+
+
 @contextmanager
 def _staging(folder: str, names: str) -> Iterator[str]:
     """A hidden folder in ``folder`` that goes away, with what is in it."""

@@ -1,11 +1,10 @@
 """The result of a dataset check as text, JSON and plot."""
 
 import json
-import os
 import textwrap
 from typing import Any
 
-from ..checkpoints.io import write_text, write_whole
+from ..checkpoints.io import replace_file, write_text
 from .check import Problem, Report
 
 _SHOWN = 3  # files named on the screen
@@ -111,7 +110,7 @@ def write_json(report: Report, path: str) -> None:
         OSError: cannot write there.
     """
     text = json.dumps(as_dict(report), indent=1) + '\n'
-    _write(path, lambda part: write_text(part, text))
+    replace_file(path, lambda part: write_text(part, text))
 
 
 def plot(report: Report, path: str) -> None:
@@ -124,8 +123,7 @@ def plot(report: Report, path: str) -> None:
     Raises:
         OSError: cannot write there.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from ..visualization.plots import new_figure
 
     K = len(report.classes)
     shares = {
@@ -135,8 +133,7 @@ def plot(report: Report, path: str) -> None:
     seen = [share for values in shares.values() for share in values if share]
     low = min([*seen, 1.0]) / 2
     bars = K <= 60
-    figure = Figure(figsize=(8, 1.5 + 0.3 * K) if bars else (10, 4), layout='constrained')
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 1.5 + 0.3 * K) if bars else new_figure(10, 4)
     axis = figure.subplots()
     for s, (name, values) in enumerate(shares.items()):
         if bars:
@@ -153,9 +150,4 @@ def plot(report: Report, path: str) -> None:
     (axis.xaxis if bars else axis.yaxis).set_major_formatter('{x:g}')
     axis.grid(axis='x' if bars else 'y', alpha=0.3)
     figure.legend(*axis.get_legend_handles_labels(), loc='outside upper right', ncols=len(shares))
-    _write(path, lambda part: figure.savefig(part, dpi=110, format='png'))
-
-
-def _write(path: str, write: Any) -> None:
-    folder, name = os.path.split(path)
-    write_whole(folder, {name: write}, force=True)
+    replace_file(path, lambda part: figure.savefig(part, dpi=110, format='png'))

@@ -90,8 +90,8 @@ class ConfusionMatrix(BaseMetric):
         scores = class_scores(matrix)
         return dict(
             aAcc=round(scores.overall_accuracy * 100, 2),
-            mIoU=round(_mean(scores.iou) * 100, 2),
-            mAcc=round(_mean(scores.accuracy) * 100, 2),
+            mIoU=round(mean_score(scores.iou) * 100, 2),
+            mAcc=round(mean_score(scores.accuracy) * 100, 2),
         )
 
 
@@ -171,6 +171,6 @@ def class_scores(matrix: np.ndarray) -> ClassScores:
         )
 
 
-def _mean(values: np.ndarray) -> float:
-    """Over the classes that have a value."""
+def mean_score(values: np.ndarray) -> float:
+    """Over the classes that have a value; NaN if none has."""
     return float(values[~np.isnan(values)].mean()) if not np.isnan(values).all() else float('nan')

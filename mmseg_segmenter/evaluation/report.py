@@ -9,7 +9,7 @@ import numpy as np
 
 from ..checkpoints.io import check_destination, write_text, write_whole
 from ..visualization.plots import confusion_matrix as plot
-from .confusion_matrix import class_scores
+from .confusion_matrix import class_scores, mean_score
 
 SORTS = ('class', 'iou', 'share')
 _HEAD = ('class', 'IoU', 'Acc', 'precision', 'share', 'pixels')
@@ -46,7 +46,7 @@ def class_table(matrix: np.ndarray, classes: Sequence[str], sort: str = 'class')
     keys = dict(class_=np.arange(len(classes)), iou=scores.iou, share=-scores.share)
     order = np.argsort(keys['class_' if sort == 'class' else sort], kind='stable')
     lines = [[classes[k], *(_number(column[k]) for column in columns), str(scores.pixels[k])] for k in order]
-    means = [_number(column[~np.isnan(column)].mean()) if (~np.isnan(column)).any() else '-' for column in columns[:3]]
+    means = [_number(mean_score(column)) for column in columns[:3]]
     return [list(_HEAD), *lines, ['mean', *means, '', str(scores.pixels.sum())]]
 
 

@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..checkpoints.io import write_whole
+from ..checkpoints.io import replace_file
 
 GAP = 8
 _TEXT = 13  # pixels
@@ -232,5 +232,4 @@ def save(path: str, sheet: np.ndarray) -> None:
     Raises:
         OSError: cannot write there.
     """
-    folder, name = os.path.split(path)
-    write_whole(folder, {name: lambda temporary: Image.fromarray(sheet).save(temporary, format='PNG')}, force=True)
+    replace_file(path, lambda temporary: Image.fromarray(sheet).save(temporary, format='PNG'))

@@ -29,10 +29,11 @@ class Segmenter(EncoderDecoder):
     over windows and the resize to the original image are composed into one
     linear map, which is applied tile by tile, each tile ending as labels. So
     memory follows the labels, not (classes, height, width); only heads with a
-    ``predict`` of their own give logits at full size, which are kept. Results
-    carry ``seg_logits`` only when asked for. A subclass changes inference by
-    :meth:`logit_maps` or :meth:`predict`; mmseg's ``slide_inference``,
-    ``whole_inference`` and ``postprocess_result`` are not called.
+    ``predict`` of their own give logits at full size, whose sum over windows
+    is kept. Results carry ``seg_logits`` only when asked for. A subclass
+    changes inference by :meth:`logit_maps` or :meth:`predict`; mmseg's
+    ``slide_inference``, ``whole_inference`` and ``postprocess_result`` are
+    not called.
 
     Annotations are checked: a label outside the model's classes is an error
     that names the file, before it can become an assertion on the GPU. The log
