@@ -132,6 +132,7 @@ OHEM = block('Losses', 1)
 DICE = block('Losses', 2)
 LOVASZ = block('Losses', 3)
 CHECKPOINTING = block('Memory and speed')
+CHANNELS_LAST = block('Memory and speed', 1)
 
 
 def test_no_block_of_the_document_is_left_out():
@@ -304,6 +305,20 @@ def test_activation_checkpointing(train):
     wanted = weights(plain)
     for name, value in weights(runner).items():
         torch.testing.assert_close(value, wanted[name], atol=1e-7, rtol=0)
+
+
+def test_channels_last(train, tmp_path):
+    head = dict(type='FCNHead', in_channels=16, in_index=0, channels=8, num_convs=1, num_classes=150, dropout_ratio=0.0)
+    options = {'model.auxiliary_head': head}
+    plain = train(work_dir='plain', **options)
+    start = str(tmp_path / 'plain' / 'iter_2.pth')  # random numbers are drawn in the order of the memory
+    plain, runner = (train(code, load_from=start, **options) for code in ('', CHANNELS_LAST))
+    wanted = weights(plain)
+    for name, value in weights(runner).items():
+        torch.testing.assert_close(value, wanted[name], atol=1e-6, rtol=0)
+    kernel, usual = (model.auxiliary_head.convs[0].conv.weight for model in (runner.model, plain.model))
+    assert kernel.is_contiguous(memory_format=torch.channels_last)
+    assert not usual.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_resuming_from_a_certain_checkpoint(train, tmp_path):

@@ -12,6 +12,7 @@ _base_ = [
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
     type='Segmenter',
+    channels_last=True,  # 1.8x on a CPU with --amp
     pretrained=None,
     data_preprocessor=dict(mean=[127.5] * 3, std=[127.5] * 3, size=(224, 224)),
     backbone=dict(

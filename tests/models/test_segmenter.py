@@ -208,6 +208,31 @@ def test_auxiliary_heads_with_targets_of_their_own_may_have_other_classes():
         MODELS.build(dict(type='Segmenter', **config, auxiliary_head=[boundary, plain]))
 
 
+def test_channels_last():
+    config = copy.deepcopy(CONFIG) | dict(
+        decode_head=dict(
+            type='SETRUPHead', in_channels=16, channels=8, in_index=0, num_classes=4, kernel_size=3, dropout_ratio=0
+        )
+    )
+    plain, ours = (MODELS.build(dict(type='Segmenter', channels_last=on, **config)) for on in (False, True))
+    plain.init_weights()
+    ours.init_weights()
+    ours.load_state_dict(plain.state_dict())
+    formats = []
+    ours.decode_head.up_convs[0][0].conv.register_forward_hook(
+        lambda module, args, output: formats.append(output.is_contiguous(memory_format=torch.channels_last))
+    )
+    data = batch()
+    steps = [
+        model.train_step(copy.deepcopy(data), OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1)))['loss']
+        for model in (plain, ours)
+    ]
+    assert formats == [True]
+    torch.testing.assert_close(*steps, rtol=1e-5, atol=0)
+    for name, value in ours.state_dict().items():
+        torch.testing.assert_close(value, plain.state_dict()[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
 def test_wrong_flip_direction():
     sample = SegDataSample(metainfo=dict(ori_shape=(16, 16), img_shape=(16, 16), flip=True, flip_direction='left'))
     with pytest.raises(ValueError, match=r"flip_direction='left'; expected horizontal"):

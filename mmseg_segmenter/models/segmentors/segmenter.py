@@ -54,6 +54,11 @@ class Segmenter(EncoderDecoder):
             - ``window_batch_size`` (int): windows per forward pass, default 4.
             - ``return_logits`` (bool): add ``seg_logits`` (K, H, W) to each
               result, as mmseg always does.
+        channels_last: keep the weights of convolutions in torch's
+            ``channels_last`` memory format, which makes convolutional heads
+            (SETR-PUP, UPerNet) run in it: the same results within rounding
+            from the same weights (a seed gives other random ones). Set when
+            the model is built, as DDP lays out its buffers then.
         others: as ``EncoderDecoder``.
 
     Raises:
@@ -63,7 +68,9 @@ class Segmenter(EncoderDecoder):
             ignored.
     """
 
-    def __init__(self, *args: Any, test_cfg: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, test_cfg: dict[str, Any] | None = None, channels_last: bool = False, **kwargs: Any
+    ) -> None:
         # mmseg reads test_cfg.mode as an attribute, which a plain dict does not have.
         test_cfg = ConfigDict({'mode': 'whole', **(test_cfg or {})})
         super().__init__(*args, test_cfg=test_cfg, **kwargs)
@@ -75,6 +82,8 @@ class Segmenter(EncoderDecoder):
             partial(_check_labels, self._num_labels, self.decode_head.ignore_index)
         )
         report_loading(self)
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
 
     def _check_test_cfg(self) -> None:
         cfg = self.test_cfg
