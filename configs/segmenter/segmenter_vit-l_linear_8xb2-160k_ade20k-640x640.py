@@ -3,25 +3,15 @@
 # tools/dist_train.sh configs/segmenter/segmenter_vit-l_linear_8xb2-160k_ade20k-640x640.py 8
 # Deviation from the paper: batch 16 at its lr0 of 1e-3; segmenter_vit-l_linear_8xb1-160k_ade20k-640x640.py has batch 8.
 _base_ = [
-    '../_base_/models/segmenter_vit-b16_linear.py',
+    '../_base_/models/segmenter_vit-l16_linear.py',
     '../_base_/datasets/ade20k_640x640.py',
     '../_base_/default_runtime.py',
     '../_base_/schedules/segmenter_160k.py',
 ]
 
-checkpoint = (
-    'augreg://L_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.1-sd_0.1--imagenet2012-steps_20k-lr_0.01-res_384'
-)
 model = dict(
     data_preprocessor=dict(size=(640, 640)),
-    backbone=dict(
-        img_size=(640, 640),
-        embed_dims=1024,
-        num_layers=24,
-        num_heads=16,
-        init_cfg=dict(checkpoint=checkpoint),
-    ),
-    decode_head=dict(in_channels=1024),
+    backbone=dict(img_size=(640, 640)),
     test_cfg=dict(crop_size=(640, 640), stride=(608, 608)),
 )
 train_dataloader = dict(batch_size=2)

@@ -3,7 +3,7 @@
 # tools/analysis_tools/check_dataset.py configs/segmenter/segmenter_vit-s_mask_own.py
 # tools/train.py configs/segmenter/segmenter_vit-s_mask_own.py
 _base_ = [
-    '../_base_/models/segmenter_vit-b16_mask.py',
+    '../_base_/models/segmenter_vit-s16_mask.py',
     '../_base_/default_runtime.py',
     '../_base_/schedules/segmenter_160k.py',
 ]
@@ -76,12 +76,8 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
 
-checkpoint = (
-    'augreg://S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_384'
-)
 model = dict(
-    backbone=dict(embed_dims=384, num_heads=6, init_cfg=dict(checkpoint=checkpoint)),
-    decode_head=dict(in_channels=384, embed_dims=384, num_heads=6, num_classes=len(classes)),
+    decode_head=dict(num_classes=len(classes)),
 )
 param_scheduler = [dict(type='PolyLR', eta_min=1e-5, power=0.9, begin=0, end=max_iters + 1, by_epoch=False)]
 train_cfg = dict(max_iters=max_iters, val_interval=1000)
