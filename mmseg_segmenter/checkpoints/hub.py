@@ -1,4 +1,4 @@
-"""``augreg://NAME``: released AugReg files, downloaded once and kept."""
+"""Checkpoints of the web, downloaded once and kept: released AugReg files by name, any others by URL."""
 
 import os
 import sys
@@ -7,7 +7,9 @@ import urllib.error
 import urllib.request
 import zipfile
 from http.client import HTTPException
+from urllib.parse import urlparse
 
+import torch
 from filelock import FileLock
 
 PREFIX = 'augreg://'
@@ -50,19 +52,47 @@ def locate(name: str) -> str:
         if os.path.isfile(path):
             return path
     target = places[-1]
+    problem = _keep(base_url() + file_name, target)
+    if problem:
+        raise FileNotFoundError(
+            f'{name}: {problem}. Get {base_url()}{file_name} on another way and put it at '
+            f'{os.path.join(os.getcwd(), places[0])} or {target}'
+        )
+    return target
+
+
+def fetch(url: str) -> str:
+    """Path of a checkpoint given by its URL, downloading it if it is not here yet.
+
+    It is kept, by its name, in ``checkpoints`` of torch's hub folder
+    (``$TORCH_HOME/hub``, by default ``~/.cache/torch/hub``), as mmengine does.
+    Several processes download once.
+
+    Args:
+        url: ``http://`` or ``https://``.
+
+    Raises:
+        FileNotFoundError: not to be had; says which file to put where.
+        OSError: the folder cannot be made.
+    """
+    target = os.path.join(torch.hub.get_dir(), 'checkpoints', os.path.basename(urlparse(url).path))
+    problem = _keep(url, target)
+    if problem:
+        raise FileNotFoundError(f'{url}: {problem}. Get it on another way and put it at {target}')
+    return target
+
+
+def _keep(url: str, target: str) -> str:
+    """Download a file unless it is here; what is wrong, or ''."""
+    if os.path.isfile(target):
+        return ''
     try:
         os.makedirs(os.path.dirname(target), exist_ok=True)
     except OSError as error:
         raise OSError(f'cannot make the cache folder {os.path.dirname(target)}: {error.strerror}') from None
     with FileLock(target + '.lock'):
-        if not os.path.isfile(target):  # another process may have been faster
-            problem = _download(base_url() + file_name, target)
-            if problem:
-                raise FileNotFoundError(
-                    f'{name}: {problem}. Get {base_url()}{file_name} on another way and put it at '
-                    f'{os.path.join(os.getcwd(), places[0])} or {target}'
-                )
-    return target
+        # another process may have been faster
+        return '' if os.path.isfile(target) else _download(url, target)
 
 
 def _download(url: str, target: str) -> str:
@@ -83,13 +113,23 @@ def _download(url: str, target: str) -> str:
         except (OSError, HTTPException) as error:
             problem = f'download failed ({getattr(error, "reason", None) or error})'
         else:
-            if zipfile.is_zipfile(part):
+            if _is_checkpoint(part, target):
                 os.replace(part, target)
                 return ''
             size = os.path.getsize(part)
             os.unlink(part)
-            return f'the {size:,} bytes that came are not an .npz file'
+            return (
+                f'the {size:,} bytes that came are not {"an .npz file" if target.endswith(".npz") else "a checkpoint"}'
+            )
     return problem
+
+
+def _is_checkpoint(path: str, name: str) -> bool:
+    """Is this an ``.npz`` or of ``torch.save``, rather than the page of a proxy or a login?"""
+    if zipfile.is_zipfile(path):
+        return True
+    with open(path, 'rb') as file:
+        return not name.endswith('.npz') and file.read(1) == b'\x80'  # torch before 1.6 wrote bare pickles
 
 
 def _fetch(url: str, part: str) -> None:

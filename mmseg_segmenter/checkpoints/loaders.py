@@ -8,7 +8,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from .. import compat
 from ..models.segmentors.load_report import FILE_KEY
 from .encoder import read_encoder
-from .hub import PREFIX, locate
+from .hub import PREFIX, fetch, locate
 
 
 def load_from_local(filename: str, map_location: Any = None) -> Any:
@@ -60,7 +60,24 @@ def load_from_augreg(filename: str, map_location: Any = None) -> Any:
     return load_from_local(locate(filename), map_location)
 
 
+def load_from_http(filename: str, map_location: Any = None, **_: Any) -> Any:
+    """A checkpoint by its URL, read like a local one.
+
+    In place of mmengine's reader, which would run any code in the file.
+
+    Args:
+        filename: ``http://`` or ``https://``.
+        map_location: as ``torch.load``.
+
+    Raises:
+        FileNotFoundError: not to be had; says which file to put where.
+        ValueError: damaged, refused or not convertible; names the file.
+    """
+    return _with_name(load_from_local(fetch(filename), map_location), filename)
+
+
 def register() -> None:
     """Make them mmengine's loaders."""
     CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
     CheckpointLoader.register_scheme(prefixes=PREFIX, loader=load_from_augreg, force=True)
+    CheckpointLoader.register_scheme(prefixes=['http://', 'https://'], loader=load_from_http, force=True)

@@ -1,4 +1,4 @@
-"""``augreg://`` against a server on loopback."""
+"""``augreg://`` and ``http://`` against a server on loopback."""
 
 import os
 import subprocess
@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from mmengine.runner import CheckpointLoader, load_checkpoint
 
 from mmseg_segmenter import SegmenterViT
 from mmseg_segmenter.checkpoints import hub
@@ -26,12 +27,13 @@ def server(tmp_path, monkeypatch):
         requests: ClassVar[list[tuple[str, str | None]]] = []
         cut: ClassVar[list[int]] = []
         content = NPZ.read_bytes()
+        paths: ClassVar[list[str]] = ['/vit.npz']
         supports_range = True
 
         def do_GET(self):
             asked = self.headers.get('Range')
             self.requests.append((self.path, asked))
-            if self.path != '/vit.npz':
+            if self.path.partition('?')[0] not in self.paths:
                 return self.send_error(404)
             start = int(asked.removeprefix('bytes=').rstrip('-')) if asked and self.supports_range else 0
             if start >= len(self.content):
@@ -49,6 +51,7 @@ def server(tmp_path, monkeypatch):
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
     monkeypatch.setenv('MMSEG_SEGMENTER_AUGREG_URL', f'http://127.0.0.1:{httpd.server_port}')
     monkeypatch.setenv('MMSEG_SEGMENTER_CACHE', str(tmp_path / 'cache'))
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
     monkeypatch.setenv('no_proxy', '127.0.0.1')
     monkeypatch.setattr(hub.time, 'sleep', lambda _: None)
     monkeypatch.chdir(tmp_path)
@@ -151,3 +154,64 @@ def test_damaged_file_in_the_cache_is_named(server, tmp_path):
     with pytest.raises(ValueError, match=r'cache/vit\.npz \(5,000 bytes\) is not an \.npz file'):
         model.init_weights()
     assert torch.is_tensor(model.cls_token)
+
+
+class Evil:
+    def __init__(self, canary):
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.mkdir, (self.canary,)
+
+
+@pytest.fixture
+def url(server):
+    """Of ``model.pth``, whose bytes a test sets as ``server.content``."""
+    server.paths = ['/zoo/model.pth']
+    return os.environ['MMSEG_SEGMENTER_AUGREG_URL'] + '/zoo/model.pth?download=true'
+
+
+def saved(tmp_path, content, **options):
+    torch.save(content, tmp_path / 'served.pth', **options)
+    return (tmp_path / 'served.pth').read_bytes()
+
+
+@pytest.mark.parametrize('new_format', [True, False])
+def test_url_is_downloaded_once_and_named(server, url, tmp_path, new_format):
+    content = dict(state_dict={'weight': torch.ones(1, 2), 'bias': torch.zeros(1)})
+    server.content = saved(tmp_path, content, _use_new_zipfile_serialization=new_format)
+    server.cut[:] = [100]
+    for _ in range(2):
+        model = torch.nn.Linear(2, 1)
+        loaded = load_checkpoint(model, url)['state_dict']
+        assert torch.equal(model.weight, torch.ones(1, 2)) and loaded._metadata['']['checkpoint_file'] == url
+    assert [r for _, r in server.requests] == [None, 'bytes=100-']
+    folder = tmp_path / 'torch' / 'hub' / 'checkpoints'
+    assert {path.name for path in folder.iterdir()} == {'model.pth', 'model.pth.lock'}
+
+
+def test_url_of_an_npz(server):
+    model = SegmenterViT(
+        **MODEL,
+        init_cfg=dict(type='Pretrained', checkpoint=os.environ['MMSEG_SEGMENTER_AUGREG_URL'] + '/vit.npz'),
+    )
+    model.init_weights()
+    assert model.cls_token.std() > 0.5
+
+
+def test_nothing_behind_a_url_is_executed(server, url, tmp_path):
+    canary = tmp_path / 'canary'
+    server.content = saved(tmp_path, dict(state_dict={}, extra=Evil(str(canary))))
+    with pytest.raises(ValueError, match=r'model\.pth: refused, it holds more than tensors'):
+        CheckpointLoader.load_checkpoint(url)
+    assert not canary.exists()
+
+
+def test_url_that_answers_something_else(server, url, tmp_path):
+    server.content = b'<html>please log in</html>'
+    target = tmp_path / 'torch' / 'hub' / 'checkpoints' / 'model.pth'
+    with pytest.raises(FileNotFoundError, match=rf'the 26 bytes that came are not a checkpoint.*put it at {target}'):
+        CheckpointLoader.load_checkpoint(url)
+    assert not target.exists()
+    with pytest.raises(FileNotFoundError, match=r'other\.pth.*: the server answered 404'):
+        CheckpointLoader.load_checkpoint(url.replace('model', 'other'))
