@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from evil import Evil
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import load_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
@@ -136,14 +137,6 @@ def test_history_written_under_numpy_1(tmp_path):
     path.write_bytes(data.replace(b'numpy._core.multiarray', b'numpy.core.multiarray'))
     loaded = CheckpointLoader.load_checkpoint(str(path))
     assert loaded['message_hub']['log_scalars']['train/loss'].mean() == 0.375
-
-
-class Evil:
-    def __init__(self, canary):
-        self.canary = canary
-
-    def __reduce__(self):
-        return os.mkdir, (self.canary,)
 
 
 @pytest.mark.parametrize('new_format', [True, False])

@@ -60,7 +60,7 @@ def load_from_augreg(filename: str, map_location: Any = None) -> Any:
     return load_from_local(locate(filename), map_location)
 
 
-def load_from_http(filename: str, map_location: Any = None, **_: Any) -> Any:
+def load_from_http(filename: str, map_location: Any = None) -> Any:
     """A checkpoint by its URL, read like a local one.
 
     In place of mmengine's reader, which would run any code in the file.

@@ -11,6 +11,7 @@ import numpy as np
 import official
 import pytest
 import torch
+from evil import Evil
 
 from mmseg_segmenter.checkpoints import segm_run
 from mmseg_segmenter.checkpoints.encoder import command_line, convert_encoder
@@ -64,16 +65,6 @@ def one_line(result, *words):
 
 
 # Sources
-
-
-class Evil:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, canary):
-        self.canary = str(canary)
-
-    def __reduce__(self):
-        return os.mkdir, (self.canary,)
 
 
 def save_legacy(content, path):

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from evil import Evil
 from mmengine.runner import CheckpointLoader, load_checkpoint
 
 from mmseg_segmenter import SegmenterViT
@@ -156,14 +157,6 @@ def test_damaged_file_in_the_cache_is_named(server, tmp_path):
     assert torch.is_tensor(model.cls_token)
 
 
-class Evil:
-    def __init__(self, canary):
-        self.canary = canary
-
-    def __reduce__(self):
-        return os.mkdir, (self.canary,)
-
-
 @pytest.fixture
 def url(server):
     """Of ``model.pth``, whose bytes a test sets as ``server.content``."""
@@ -201,7 +194,7 @@ def test_url_of_an_npz(server):
 
 def test_nothing_behind_a_url_is_executed(server, url, tmp_path):
     canary = tmp_path / 'canary'
-    server.content = saved(tmp_path, dict(state_dict={}, extra=Evil(str(canary))))
+    server.content = saved(tmp_path, dict(state_dict={}, extra=Evil(canary)))
     with pytest.raises(ValueError, match=r'model\.pth: refused, it holds more than tensors'):
         CheckpointLoader.load_checkpoint(url)
     assert not canary.exists()
