@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .errors import MissingFileError, MissingPackageError, UserError
+
 _INSTALL = "pip install 'mmcv-lite>=2.0.0,<2.2'"
 
 
@@ -30,11 +32,13 @@ def check_installation() -> None:
             pkg_resources.
     """
     if importlib.util.find_spec('mmcv') is None:
-        raise ImportError(f'mmcv is not installed: run {_INSTALL} (or mmcv, to compile its CUDA operators)')
+        raise MissingPackageError(f'mmcv is not installed: run {_INSTALL} (or mmcv, to compile its CUDA operators)')
     # mmengine 0.10 imports pkg_resources for `_base_ = 'mmseg::...'`; setuptools 82 removed it. Can go with an
     # mmengine that uses importlib.metadata.
     if importlib.util.find_spec('pkg_resources') is None:
-        raise ImportError("mmengine needs pkg_resources, which setuptools 82 removed: run pip install 'setuptools<82'")
+        raise MissingPackageError(
+            "mmengine needs pkg_resources, which setuptools 82 removed: run pip install 'setuptools<82'"
+        )
 
 
 class _MissingOps(types.ModuleType):
@@ -45,7 +49,7 @@ class _MissingOps(types.ModuleType):
             raise AttributeError(name)
 
         def missing(*_: Any, **__: Any) -> Any:
-            raise ImportError(
+            raise MissingPackageError(
                 f'mmcv operator {name!r} needs the compiled mmcv, but mmcv-lite is installed: '
                 "run pip uninstall mmcv-lite, then pip install 'mmcv>=2.0.0,<2.2'"
             )
@@ -81,7 +85,7 @@ def import_mmseg() -> None:
         try:
             import mmseg
         except AssertionError as error:
-            raise ImportError(f'{error} To get a version that works: run {_INSTALL}') from None
+            raise MissingPackageError(f'{error} To get a version that works: run {_INSTALL}') from None
         import mmseg.models  # noqa: F401
 
 
@@ -146,7 +150,7 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
     """
     filename = os.path.expanduser(filename)
     if not os.path.isfile(filename):
-        raise FileNotFoundError(f'checkpoint {filename} not found (working directory: {os.getcwd()})')
+        raise MissingFileError(f'checkpoint {filename} not found (working directory: {os.getcwd()})')
     try:
         return torch.load(filename, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -156,16 +160,16 @@ def load_from_local(filename: str, map_location: Any = None) -> Any:
             re.I,
         )
         if refused:
-            raise ValueError(
+            raise UserError(
                 f'{filename}: refused, it holds more than tensors and plain values ({refused[0]}). If you trust the '
                 'file, save it again with tensors only, or allow the class with torch.serialization.add_safe_globals'
             ) from None
         reason = str(error).rpartition('WeightsUnpickler error:')[2].strip()
-        raise ValueError(_damaged(filename, reason)) from None
+        raise UserError(_damaged(filename, reason)) from None
     except (EOFError, RuntimeError, LookupError, ValueError, struct.error) as error:
         if isinstance(error, RuntimeError) and 'CUDA' in str(error):
             raise  # no GPU, or not enough of its memory: not the file's fault
-        raise ValueError(_damaged(filename, str(error) or type(error).__name__)) from None
+        raise UserError(_damaged(filename, str(error) or type(error).__name__)) from None
 
 
 def _damaged(filename: str, reason: str) -> str:

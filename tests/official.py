@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from mmseg.registry import MODELS
 
-from mmseg_segmenter.checkpoints import segm
+from mmseg_segmenter.checkpoints.formats import official_segmenter
 
 DATA = Path(__file__).parent / 'data'
 
@@ -54,5 +54,5 @@ def build(name: str, reference: dict[str, np.ndarray], **head_options: Any) -> A
             test_cfg=dict(mode='whole', size_divisor=meta['patch_size']),
         )
     )
-    model.load_state_dict(segm.to_mmseg(weights(reference)).state_dict, strict=True)
+    model.load_state_dict(official_segmenter.to_mmseg(weights(reference)).state_dict, strict=True)
     return model.eval()

@@ -52,9 +52,11 @@ import importlib.machinery
 sys.path.insert(0, '.')
 from unittest import mock
 with mock.patch.dict(sys.modules):
-    spec = util.spec_from_file_location('compat', {compat.__file__!r})
+    package = types.ModuleType('mmseg_segmenter')
+    package.__path__ = [{os.path.dirname(compat.__file__)!r}]
+    sys.modules['mmseg_segmenter'] = package
     source = open({compat.__file__!r}).read().split('\\ncheck_installation()\\n')[0]
-    namespace = dict(__name__='compat')
+    namespace = dict(__name__='mmseg_segmenter.compat', __package__='mmseg_segmenter')
     exec(source, namespace)
     namespace['provide_ops_placeholder']()
     assert 'mmcv._ext' not in sys.modules
@@ -71,7 +73,11 @@ def test_mmcv_out_of_range_is_one_sentence_with_the_command(version, message):
     result = run_python(f'import mmcv; mmcv.__version__ = {version!r}\nimport mmseg_segmenter')
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith('ImportError: ') and message in last and "pip install 'mmcv-lite>=2.0.0,<2.2'" in last
+    assert (
+        last.startswith('mmseg_segmenter.errors.MissingPackageError: ')
+        and message in last
+        and "pip install 'mmcv-lite>=2.0.0,<2.2'" in last
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,7 +94,7 @@ import mmseg_segmenter
     result = run_python(code)
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith('ImportError: ') and message in last
+    assert last.startswith('mmseg_segmenter.errors.MissingPackageError: ') and message in last
 
 
 # Checkpoints

@@ -17,7 +17,7 @@ from mmseg.structures import SegDataSample
 from zoo import CONFIGS as MMSEG
 from zoo import heads, read_config, shrink, shrink_images, without_scopes
 
-from mmseg_segmenter.checkpoints.hub import PREFIX
+from mmseg_segmenter.checkpoints.download import PREFIX
 from mmseg_segmenter.engine import load_config
 
 ROOT = Path(__file__).parent.parent / 'configs'

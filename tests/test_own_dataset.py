@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from own_data import CLASSES, make_dataset
 
-from mmseg_segmenter.datasets.check import check
+from mmseg_segmenter.datasets.check import check_dataset
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / 'configs' / 'segmenter'
@@ -68,7 +68,7 @@ def shrunk(path, work_dir):
 def train(path, tmp_path, problems=frozenset()):
     """Check (which finds these kinds of problems), train one step, evaluate; the scores."""
     cfg = shrunk(path, tmp_path / 'work' / 'dir')
-    report = check(cfg, 1, progress=False)
+    report = check_dataset(cfg, 1, progress=False)
     assert {problem.kind for problem in report.problems} == problems
     runner = Runner.from_cfg(cfg)
     before = runner.model.backbone.patch_embed.projection.weight.detach().clone()
@@ -139,5 +139,5 @@ def test_more_than_255_classes(folder, tmp_path):
     labels = Runner.build_dataloader(cfg.val_dataloader).dataset[0]['data_samples'].gt_sem_seg.data
     assert {0, 255, 299, 65535} <= set(labels.unique().tolist())
     assert 'mIoU' in train(folder / 'my_16bit_masks.py', tmp_path, {'class_never_seen'})
-    plain = check(shrunk(folder / 'my_dataset.py', tmp_path), 1, progress=False)
+    plain = check_dataset(shrunk(folder / 'my_dataset.py', tmp_path), 1, progress=False)
     assert {'labels_cut_to_8_bits', 'ignore_index'} <= {p.kind for p in plain.errors}

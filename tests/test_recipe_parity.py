@@ -19,7 +19,7 @@ from mmseg.registry import DATASETS, METRICS, MODELS
 from mmseg.structures import SegDataSample
 from torch.testing import assert_close
 
-from mmseg_segmenter.checkpoints import segm
+from mmseg_segmenter.checkpoints.formats import official_segmenter
 
 CONFIGS = Path(__file__).parent.parent / 'configs' / 'segmenter'
 DECODERS = {'linear': 'linear', 'mask_transformer': 'mask'}
@@ -79,7 +79,7 @@ def test_training_steps(decoder, dtype):
     # The reference's weights are from the run in float32, which was this far from the one in float64.
     atol = steps['maxdiff_f64_params'] + 1e-9 if double else 1e-5
     start = official.weights(official.load(decoder))
-    after = segm.from_mmseg(model.state_dict())
+    after = official_segmenter.from_mmseg(model.state_dict())
     compared = 0
     for key, weight in after.items():
         wanted = torch.from_numpy(reference[prefix + key]).to(dtype)

@@ -9,6 +9,8 @@ from mmseg.models.decode_heads import FCNHead
 from mmseg.models.decode_heads.segmenter_mask_head import SegmenterMaskTransformerHead
 from mmseg.models.segmentors import EncoderDecoder
 
+from ..errors import UserError
+
 
 def on_mmseg(model: ConfigDict) -> ConfigDict:
     """A config of the same model, which takes the same weights, on the classes of mmseg 1.2.2.
@@ -24,7 +26,7 @@ def on_mmseg(model: ConfigDict) -> ConfigDict:
     """
     model = copy.deepcopy(model)
     if model.backbone.get('with_dist_token'):
-        raise ValueError('mmseg has no VisionTransformer with a dist_token to compare with')
+        raise UserError('mmseg has no VisionTransformer with a dist_token to compare with')
     # the second names are ours, too, under mmseg_segmenter.drop_in
     if model.type in ('Segmenter', 'EncoderDecoder'):
         model.type = EncoderDecoder

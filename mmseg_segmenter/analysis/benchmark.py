@@ -32,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .. import __version__
 from ..engine.precision import DTYPES, compile_parts, enable_amp
+from ..errors import MissingFileError, UserError
 from .baseline import heads, on_mmseg
 
 MODES = ('forward', 'train', 'slide', 'tta', 'loader')
@@ -63,7 +64,7 @@ class Case:
 
 
 @dataclass
-class Side:
+class Contender:
     """One of the models, and what was measured of it.
 
     Attributes:
@@ -102,7 +103,9 @@ def device() -> str:
     return 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
-def sides(config: str, against_mmseg: bool, num_classes: int | None = None, options: Any = None) -> list[Side]:
+def contenders(
+    config: str, against_mmseg: bool, num_classes: int | None = None, options: Any = None
+) -> list[Contender]:
     """The model of a config, and before it, if asked for, the same on mmseg's classes.
 
     Raises:
@@ -111,7 +114,7 @@ def sides(config: str, against_mmseg: bool, num_classes: int | None = None, opti
     """
     cfg = _load(config, options)
     if 'model' not in cfg:
-        raise ValueError(f'{config} has no model')
+        raise UserError(f'{config} has no model')
     model = cfg.model
     model.pop('pretrained', None)
     model.setdefault('test_cfg', ConfigDict(mode='whole'))
@@ -121,13 +124,13 @@ def sides(config: str, against_mmseg: bool, num_classes: int | None = None, opti
         for head in heads(model):
             head.num_classes = num_classes
     stem = os.path.splitext(os.path.basename(config))[0]
-    ours = Side(stem, model)
+    ours = Contender(stem, model)
     if not against_mmseg:
         return [ours]
     # What mmseg does not know; the two would not compute the same.
     for key in ('size_divisor', 'upscale_small'):
         ours.config.test_cfg.pop(key, None)
-    return [Side(f'{stem} (mmseg)', on_mmseg(model), baseline=True), ours]
+    return [Contender(f'{stem} (mmseg)', on_mmseg(model), baseline=True), ours]
 
 
 def _load(config: str, options: Any) -> Config:
@@ -137,7 +140,7 @@ def _load(config: str, options: Any) -> Config:
     elif os.path.isfile(config):
         cfg = Config.fromfile(config)
     else:
-        raise FileNotFoundError(f'config {config} not found (working directory: {os.getcwd()})')
+        raise MissingFileError(f'config {config} not found (working directory: {os.getcwd()})')
     cfg.merge_from_dict(options or {})
     return cfg
 
@@ -274,7 +277,7 @@ def memory_gb() -> float:
     return usage / (2**30 if sys.platform == 'darwin' else 2**20)
 
 
-def peak_in_a_process(case: Case, side: Side) -> tuple[float, float]:
+def peak_in_a_process(case: Case, side: Contender) -> tuple[float, float]:
     """Memory of a process that runs one side twice and nothing else.
 
     Returns:
@@ -311,12 +314,14 @@ def prepare() -> None:
     torch.backends.cudnn.benchmark = True
 
 
-def compare(case: Case, models: list[Side], repeats: int, with_memory: bool = True, peak: float | None = None) -> None:
+def compare(
+    case: Case, models: list[Contender], repeats: int, with_memory: bool = True, peak: float | None = None
+) -> None:
     """Measure models on a case, taking turns; the results are written into them.
 
     Args:
         case: what to run.
-        models: the sides; the one after a baseline has its weights.
+        models: the contenders; the one after a baseline has its weights.
         repeats: of each, after one to warm up.
         with_memory: also measure memory, in two more runs of their own process.
         peak: GFLOP/s of the machine, for ``peak_share``.
@@ -353,7 +358,7 @@ def _agreement(case: Case, outputs: list[Any], losses: list[float]) -> float:
     return torch.cat(outputs[1]).eq(torch.cat(outputs[0])).float().mean().item()
 
 
-def table(case: Case, models: list[Side]) -> str:
+def table(case: Case, models: list[Contender]) -> str:
     """For the screen; ratios are to the first line."""
     head = f'{case.mode}, {case.size[0]}x{case.size[1]}, batch {case.batch_size}'
     head += f', {case.num_classes} classes' if case.num_classes else ''
@@ -437,13 +442,13 @@ def machine() -> dict[str, Any]:
     )
 
 
-def record(case: Case, models: list[Side]) -> dict[str, Any]:
+def record(case: Case, models: list[Contender]) -> dict[str, Any]:
     """For the JSON file."""
     rows = []
     for side in models:
         row = {k: v for k, v in asdict(side).items() if k != 'config'}
         rows.append(row | dict(median=side.median, speed=models[0].median / side.median))
-    return dict(case=asdict(case), sides=rows)
+    return dict(case=asdict(case), contenders=rows)
 
 
 def write_json(path: str, records: list[dict[str, Any]], peak: float | None) -> None:
@@ -460,7 +465,7 @@ def plot(path: str, records: list[dict[str, Any]]) -> None:
     varied = [key for key in records[0]['case'] if key != 'size' and len({r['case'][key] for r in records}) > 1]
     for r in records:
         megapixels = r['case']['size'][0] * r['case']['size'][1] / 1e6
-        for side in r['sides']:
+        for side in r['contenders']:
             name = ', '.join([side['name'], *(f'{key} {r["case"][key]}' for key in varied)])
             lines.setdefault(name, []).append((megapixels, side['median'], side['peak_gb']))
     figure = new_figure(9, 4)

@@ -10,9 +10,10 @@ from mmengine.utils import track_iter_progress
 from mmseg.registry import HOOKS
 
 from ..engine import check_datasets, evaluators
+from ..errors import UserError
 from ..evaluation import ConfusionMatrix
 from ..evaluation.report import check_arguments
-from ..models.segmentors.load_report import check_all_loaded
+from ..models.load_report import check_all_loaded
 from .samples import annotation, folder_predictor, load_dataset, load_sample
 
 
@@ -46,7 +47,7 @@ def prepare_test(cfg: Config, checkpoint: str, out: str, sort: str = 'class') ->
     check_arguments(out, sort)
     for key in ('model', 'test_dataloader'):
         if not cfg.get(key):
-            raise ValueError(f'{cfg.filename} has no {key}')
+            raise UserError(f'{cfg.filename} has no {key}')
     check_datasets(cfg, ('test_dataloader',))
     cfg.load_from = checkpoint
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='RequireAllWeightsHook')]

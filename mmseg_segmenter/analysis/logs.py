@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..checkpoints.io import write_text, write_whole
+from ..errors import MissingFileError, UserError
 from ..evaluation.report import to_csv
+from ..files import write_atomically, write_text
 from ..visualization import plots
 
 DEFAULT_KEYS = ('loss', 'lr', 'mIoU')
@@ -19,7 +20,7 @@ _COUNTERS = ('iter', 'step', 'epoch')
 
 
 @dataclass
-class Run:
+class TrainingLog:
     """What was logged in one training, resumed ones included.
 
     Attributes:
@@ -49,7 +50,7 @@ class Run:
         return np.array([p[0] for p in points], np.int64), np.array([p[1] for p in points], np.float64)
 
 
-def read_run(path: str, label: str) -> Run:
+def read_run(path: str, label: str) -> TrainingLog:
     """Read a work dir or one file.
 
     A resumed training has a folder for each start. They are joined in order;
@@ -66,7 +67,7 @@ def read_run(path: str, label: str) -> Run:
         ValueError: a line before the last is damaged, or nothing was logged;
             names file and line.
     """
-    run = Run(label)
+    run = TrainingLog(label)
     for file in _files(path):
         train, val = _read_file(file)
         if not (train or val):
@@ -78,7 +79,7 @@ def read_run(path: str, label: str) -> Run:
                 del part[step]
             part.update(new)
     if not (run.train or run.val):
-        raise ValueError(f'{path}: no training or validation was logged yet')
+        raise UserError(f'{path}: no training or validation was logged yet')
     return run
 
 
@@ -86,12 +87,12 @@ def _files(path: str) -> list[str]:
     if os.path.isfile(path):
         return [path]
     if not os.path.isdir(path):
-        raise FileNotFoundError(f'{path} not found (working directory: {os.getcwd()})')
+        raise MissingFileError(f'{path} not found (working directory: {os.getcwd()})')
     for pattern in ('*/vis_data/scalars.json', 'vis_data/scalars.json', 'scalars.json'):
         # folders are named by the time of the start, so that names are in order
         if files := sorted(glob.glob(os.path.join(glob.escape(path), pattern))):
             return files
-    raise FileNotFoundError(f'{path}: no */vis_data/scalars.json in it; expected the work dir of a training')
+    raise MissingFileError(f'{path}: no */vis_data/scalars.json in it; expected the work dir of a training')
 
 
 def _read_file(path: str) -> tuple[dict[int, dict[str, float]], dict[int, dict[str, float]]]:
@@ -120,11 +121,11 @@ def _records(path: str) -> Iterable[dict[str, object]]:
         try:
             record = json.loads(line)
             if not isinstance(record, dict):
-                raise ValueError(f'expected an object, found {type(record).__name__}')
+                raise UserError(f'expected an object, found {type(record).__name__}')
         except ValueError as error:
             if number == lines[-1][0]:
                 return  # the run was killed while it wrote
-            raise ValueError(f'{path}, line {number}: not a line of scalars ({error})') from None
+            raise UserError(f'{path}, line {number}: not a line of scalars ({error})') from None
         yield record
 
 
@@ -149,7 +150,7 @@ def _decayed(values: np.ndarray, weight: float) -> np.ndarray:
     return np.array(list(itertools.accumulate(values, lambda total, value: weight * total + value)))
 
 
-def labels(paths: Sequence[str]) -> list[str]:
+def run_names(paths: Sequence[str]) -> list[str]:
     """A name for each run: its folder, with as much of the path as tells them apart.
 
     Args:
@@ -195,22 +196,22 @@ def analyze(
         OSError: cannot write there.
     """
     if not 0 <= weight < 1:
-        raise ValueError(f'weight={weight}; expected 0 <= weight < 1')
+        raise UserError(f'weight={weight}; expected 0 <= weight < 1')
     if names is not None and (len(names) != len(paths) or len(set(names)) != len(names)):
-        raise ValueError(f'{len(paths)} runs, labels {", ".join(names)}; expected one for each, all different')
+        raise UserError(f'{len(paths)} runs, labels {", ".join(names)}; expected one for each, all different')
     if len(set(map(os.path.abspath, paths))) != len(paths):
-        raise ValueError(f'the same run twice in {" ".join(paths)}')
+        raise UserError(f'the same run twice in {" ".join(paths)}')
     out = out.removesuffix('.png')  # that the other tools want
     if os.path.isdir(out) or not os.path.basename(out):
-        raise ValueError(f'out={out} is a folder; expected the beginning of a file name')
-    runs = [read_run(path, name) for path, name in zip(paths, names or labels(paths), strict=True)]
+        raise UserError(f'out={out} is a folder; expected the beginning of a file name')
+    runs = [read_run(path, name) for path, name in zip(paths, names or run_names(paths), strict=True)]
     found = set().union(*(run.keys() for run in runs))
     if keys is None:
         keys = [key for key in DEFAULT_KEYS if key in found]
         if not keys:
-            raise ValueError(f'none of {", ".join(DEFAULT_KEYS)} was logged; found {", ".join(sorted(found))}')
+            raise UserError(f'none of {", ".join(DEFAULT_KEYS)} was logged; found {", ".join(sorted(found))}')
     if unknown := [key for key in keys if key not in found]:
-        raise ValueError(f'key {", ".join(unknown)} was not logged; found {", ".join(sorted(found))}')
+        raise UserError(f'key {", ".join(unknown)} was not logged; found {", ".join(sorted(found))}')
     panels = {
         key: [_curve(run, key, number, weight) for number, run in enumerate(runs) if run.has(key)] for key in keys
     }
@@ -219,18 +220,18 @@ def analyze(
         f'{stem}.png': lambda path: plots.curves(path, panels),
         f'{stem}.csv': lambda path: write_text(path, to_csv(_table(runs, keys))),
     }
-    write_whole(folder, writers, force=True)
+    write_atomically(folder, writers, force=True)
     return '\n'.join(_summary(run, keys) for run in runs)
 
 
-def _curve(run: Run, key: str, number: int, weight: float) -> plots.Curve:
+def _curve(run: TrainingLog, key: str, number: int, weight: float) -> plots.Curve:
     iterations, values = run.series(key)
     validation = run.validated(key)
     smoothed = None if validation or not weight or key in _NOT_SMOOTHED else smooth(values, weight)
     return plots.Curve(run.label, iterations, values, smoothed, validation, number)
 
 
-def _table(runs: Sequence[Run], keys: Sequence[str]) -> list[list[object]]:
+def _table(runs: Sequence[TrainingLog], keys: Sequence[str]) -> list[list[object]]:
     """A line for each run and iteration."""
     rows: list[list[object]] = [['run', 'iteration', *keys]]
     for run in runs:
@@ -240,7 +241,7 @@ def _table(runs: Sequence[Run], keys: Sequence[str]) -> list[list[object]]:
     return rows
 
 
-def _summary(run: Run, keys: Sequence[str]) -> str:
+def _summary(run: TrainingLog, keys: Sequence[str]) -> str:
     parts = [f'{run.label}: {max([*run.train, *run.val])} iterations']
     for key in keys:
         steps, values = run.series(key)

@@ -17,10 +17,11 @@ from mmseg.registry import DATASETS, MODELS
 from mmseg.structures import SegDataSample
 from PIL import Image, UnidentifiedImageError
 
-from ..checkpoints.io import check_destination
 from ..engine import check_datasets, decode_head
+from ..errors import MissingFileError, UserError
+from ..files import check_destination
+from ..models.load_report import check_all_loaded
 from ..models.segmentors.label_check import check_labels
-from ..models.segmentors.load_report import check_all_loaded
 from ..visualization.sheet import Row, contact_sheet, errors, fit, overlay, save, to_rgb
 
 Predictor = Callable[[dict[str, Any]], np.ndarray]  # sample of the dataset -> (H, W) labels
@@ -36,14 +37,14 @@ def load_dataset(cfg: Config, split: str) -> BaseDataset:
     """
     loader = f'{split}_dataloader'
     if not cfg.get(loader):
-        raise ValueError(f'{cfg.filename} has no {loader}')
+        raise UserError(f'{cfg.filename} has no {loader}')
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     check_datasets(cfg, (loader,))
     dataset = DATASETS.build(cfg[loader].dataset)
     if not len(dataset):
-        raise ValueError(f'{loader}: the dataset is empty')
+        raise UserError(f'{loader}: the dataset is empty')
     if not dataset.metainfo.get('classes'):
-        raise ValueError(f"{loader}: the dataset has no class names; set metainfo=dict(classes=('...', '...'))")
+        raise UserError(f"{loader}: the dataset has no class names; set metainfo=dict(classes=('...', '...'))")
     return dataset
 
 
@@ -54,7 +55,7 @@ def choose(dataset: BaseDataset, number: int, seed: int) -> list[int]:
         ValueError: ``number`` below 1.
     """
     if number < 1:
-        raise ValueError(f'number={number}; expected at least 1')
+        raise UserError(f'number={number}; expected at least 1')
     chosen = np.random.default_rng(seed).choice(len(dataset), min(number, len(dataset)), replace=False)
     return sorted(chosen.tolist())
 
@@ -74,7 +75,7 @@ def load_sample(dataset: BaseDataset, index: int) -> dict[str, Any]:
         # what damaged files lead to in the loaders of mmcv, which seldom name the file
         info = dataset.get_data_info(index)
         files = ' with '.join(str(info[key]) for key in ('img_path', 'seg_map_path') if key in info)
-        raise ValueError(f'{files}: cannot be loaded or augmented ({str(error).strip()})') from error
+        raise UserError(f'{files}: cannot be loaded or augmented ({str(error).strip()})') from error
 
 
 def ignore_index(cfg: Config) -> int:
@@ -178,7 +179,7 @@ def browse_predictions(
         labels = annotation(item, len(classes), ignored)
         prediction = predict(item)
         if prediction.shape != labels.shape:
-            raise ValueError(
+            raise UserError(
                 f'{name}: prediction of {prediction.shape[0]}x{prediction.shape[1]} pixels, annotation of '
                 f'{labels.shape[0]}x{labels.shape[1]}; in a test pipeline LoadAnnotations belongs after Resize'
             )
@@ -201,9 +202,9 @@ def _check_sheet(out: str, columns: int, side: int) -> None:
     """Fail before the work, not after it."""
     check_destination(out, '.png')
     if columns < 1:
-        raise ValueError(f'columns={columns}; expected at least 1')
+        raise UserError(f'columns={columns}; expected at least 1')
     if side < 32:
-        raise ValueError(f'side={side}; expected at least 32 pixels')
+        raise UserError(f'side={side}; expected at least 32 pixels')
 
 
 def annotation(item: dict[str, Any], num_classes: int, ignored: int) -> np.ndarray:
@@ -215,10 +216,10 @@ def annotation(item: dict[str, Any], num_classes: int, ignored: int) -> np.ndarr
     """
     sample: SegDataSample = item['data_samples']
     if 'gt_sem_seg' not in sample:
-        raise ValueError(f'{_path(item)}: no annotation; the pipeline needs LoadAnnotations')
+        raise UserError(f'{_path(item)}: no annotation; the pipeline needs LoadAnnotations')
     labels = sample.gt_sem_seg.data.squeeze(0).numpy().astype(np.int64)
     if labels.ndim != 2:
-        raise ValueError(f'{_path(item)}: annotation of shape {labels.shape}; expected (H, W), one label per pixel')
+        raise UserError(f'{_path(item)}: annotation of shape {labels.shape}; expected (H, W), one label per pixel')
     check_labels([sample], num_classes, ignored)
     return labels
 
@@ -254,7 +255,7 @@ def folder_predictor(folder: str, num_classes: int, reduce_zero_label: bool) -> 
         FileNotFoundError: no such folder.
     """
     if not os.path.isdir(folder):
-        raise FileNotFoundError(f'folder {folder} of predictions not found (working directory: {os.getcwd()})')
+        raise MissingFileError(f'folder {folder} of predictions not found (working directory: {os.getcwd()})')
 
     def read(item: dict[str, Any]) -> np.ndarray:
         """
@@ -265,20 +266,20 @@ def folder_predictor(folder: str, num_classes: int, reduce_zero_label: bool) -> 
         """
         path = os.path.join(folder, os.path.splitext(os.path.basename(_path(item)))[0] + '.png')
         if not os.path.isfile(path):
-            raise FileNotFoundError(f'{path}: no prediction for {_path(item)}')
+            raise MissingFileError(f'{path}: no prediction for {_path(item)}')
         try:
             with Image.open(path) as image:
                 labels = np.array(image)
         except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise ValueError(f'{path} is not a readable image ({error})') from None
+            raise UserError(f'{path} is not a readable image ({error})') from None
         if labels.ndim != 2:
-            raise ValueError(f'{path}: shape {labels.shape}; expected a label map (H, W)')
+            raise UserError(f'{path}: shape {labels.shape}; expected a label map (H, W)')
         first = int(reduce_zero_label)
         labels = labels.astype(np.int64) - first
         wrong = (labels < 0) | (labels >= num_classes)
         if wrong.any():
             found = ', '.join(map(str, (np.unique(labels[wrong]) + first).tolist()[:10]))
-            raise ValueError(
+            raise UserError(
                 f'{path}: found label {found}, expected {first} to {num_classes - 1 + first} '
                 f'({num_classes} classes, reduce_zero_label={reduce_zero_label})'
             )
@@ -325,4 +326,4 @@ def _picture(image: torch.Tensor, order: str, name: str, side: int) -> np.ndarra
     try:
         return fit(to_rgb(image.permute(1, 2, 0).numpy(), order), side)
     except ValueError as error:
-        raise ValueError(f'{name}: {error}') from None
+        raise UserError(f'{name}: {error}') from None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..models.layers import square_grid
 from .keymap import listed
 
@@ -81,7 +82,7 @@ def read_architecture(
 
     def fail(key: str, expected: str) -> None:
         source = ' + '.join((origin or {}).get(key, (key,)))
-        raise ValueError(f'{source}: shape {tuple(state[key].shape)} contradicts the rest, expected {expected}')
+        raise UserError(f'{source}: shape {tuple(state[key].shape)} contradicts the rest, expected {expected}')
 
     D = state['cls_token'].shape[-1]
     depth = 1 + max(int(key.split('.')[1]) for key in state if key.startswith('layers.'))

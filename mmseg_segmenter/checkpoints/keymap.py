@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..errors import UserError
+
 
 def keep(tensors: Sequence[Tensor]) -> Tensor:
     """The one source tensor as it is."""
@@ -103,7 +105,7 @@ def convert(state: Mapping[str, Tensor], rules: Sequence[Rule], dropped: Sequenc
     unknown = sorted(rest - set(result.dropped))
     complaints = [f'{what}: {listed(keys)}' for what, keys in (('missing', missing), ('not known', unknown)) if keys]
     if complaints:
-        raise ValueError(f'keys {"; ".join(complaints)}')
+        raise UserError(f'keys {"; ".join(complaints)}')
     return result
 
 

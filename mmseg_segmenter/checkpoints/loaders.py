@@ -6,9 +6,9 @@ from typing import Any
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from .. import compat
-from ..models.segmentors.load_report import FILE_KEY
-from .encoder import read_encoder
-from .hub import PREFIX, fetch, locate
+from ..models.load_report import FILE_KEY
+from .convert import read_encoder
+from .download import PREFIX, fetch, locate
 
 
 def load_from_local(filename: str, map_location: Any = None) -> Any:
@@ -49,7 +49,7 @@ def load_from_augreg(filename: str, map_location: Any = None) -> Any:
     """A released AugReg file by name, ``augreg://NAME``, converted in memory.
 
     Args:
-        filename: as :func:`mmseg_segmenter.checkpoints.hub.locate`.
+        filename: as :func:`mmseg_segmenter.checkpoints.download.locate`.
         map_location: not used; the tensors are on the CPU.
 
     Raises:

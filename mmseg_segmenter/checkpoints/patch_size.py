@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import UserError
+
 
 def resize_patch_embed(weight: Tensor, patch_size: int) -> Tensor:
     """Kernels that see in patches of another size what the old ones see in theirs.
@@ -23,7 +25,7 @@ def resize_patch_embed(weight: Tensor, patch_size: int) -> Tensor:
         ValueError: ``patch_size`` is not positive.
     """
     if patch_size < 1:
-        raise ValueError(f'patch_size={patch_size}; expected a positive number of pixels')
+        raise UserError(f'patch_size={patch_size}; expected a positive number of pixels')
     old = weight.shape[-1]
     if patch_size == old:
         return weight

@@ -20,9 +20,10 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..models import SegmenterViT
 from .architecture import Architecture
-from .io import read_tensors
+from .read import read_tensors
 
 # Of the largest value. Float64 leaves about 1e-14 after 24 blocks; a misplaced tensor changes everything.
 TOLERANCE = 1e-9
@@ -136,17 +137,17 @@ def _load(model: nn.Module, path: str) -> None:
     try:
         missing, unexpected = model.load_state_dict(read_tensors(path), strict=False)
     except RuntimeError as error:  # torch's word for another shape
-        raise ValueError(f'verification failed, {" ".join(str(error).split())}') from None
+        raise UserError(f'verification failed, {" ".join(str(error).split())}') from None
     wrong = unexpected + [key for key in missing if not key.endswith('in_proj_bias')]
     if wrong:
-        raise ValueError(f'verification failed, keys missing or not known: {", ".join(wrong)}')
+        raise UserError(f'verification failed, keys missing or not known: {", ".join(wrong)}')
     model.double().eval()
 
 
 def _compare(reference: str, theirs: Tensor, ours: Tensor) -> Comparison:
     result = Comparison(reference, (theirs - ours).abs().max().item(), theirs.abs().max().item())
     if not result.difference <= TOLERANCE * result.magnitude:  # "not", for NaN
-        raise ValueError(f'verification failed, {result} (allowed {TOLERANCE:.0e} of the largest value)')
+        raise UserError(f'verification failed, {result} (allowed {TOLERANCE:.0e} of the largest value)')
     return result
 
 

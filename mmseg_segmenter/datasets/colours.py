@@ -9,7 +9,8 @@ import numpy as np
 from mmengine.fileio import list_dir_or_file
 from PIL import Image, UnidentifiedImageError
 
-from ..checkpoints.io import write_whole
+from ..errors import MissingFileError, UserError
+from ..files import write_atomically
 
 Colour = tuple[int, int, int]
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.gif')
@@ -28,7 +29,7 @@ def read_palette(path: str) -> dict[Colour, int]:
         ValueError: names the line that is no colour.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f'palette {path} not found (working directory: {os.getcwd()})')
+        raise MissingFileError(f'palette {path} not found (working directory: {os.getcwd()})')
     palette: dict[Colour, int] = {}
     counted = 0
     with open(path, encoding='utf-8', errors='replace') as file:
@@ -38,12 +39,10 @@ def read_palette(path: str) -> dict[Colour, int]:
             continue
         values = [int(word) for word in words[:4] if re.fullmatch(r'\d{1,3}', word)]
         if len(values) < 3 or max(values) > 255:
-            raise ValueError(
-                f'{path}, line {number}: {" ".join(words)!r}; expected R G B [LABEL] [name], each 0 to 255'
-            )
+            raise UserError(f'{path}, line {number}: {" ".join(words)!r}; expected R G B [LABEL] [name], each 0 to 255')
         colour = (values[0], values[1], values[2])
         if colour in palette:
-            raise ValueError(f'{path}, line {number}: colour {colour} is there twice')
+            raise UserError(f'{path}, line {number}: colour {colour} is there twice')
         if len(values) > 3:
             palette[colour] = values[3]
         elif 'ignore' in words[3:]:
@@ -51,7 +50,7 @@ def read_palette(path: str) -> dict[Colour, int]:
         else:
             palette[colour], counted = counted, counted + 1
     if not palette:
-        raise ValueError(f'{path}: no colours, expected lines of R G B [LABEL] [name]')
+        raise UserError(f'{path}: no colours, expected lines of R G B [LABEL] [name]')
     return palette
 
 
@@ -63,11 +62,11 @@ def mask_files(folder: str) -> list[str]:
         ValueError: there are none.
     """
     if not os.path.isdir(folder):
-        raise FileNotFoundError(f'folder {folder} not found (working directory: {os.getcwd()})')
+        raise MissingFileError(f'folder {folder} not found (working directory: {os.getcwd()})')
     names = list_dir_or_file(folder, list_dir=False, recursive=True)
     found = sorted(name for name in names if name.lower().endswith(IMAGE_SUFFIXES))
     if not found:
-        raise ValueError(f'{folder}: no masks, expected files {", ".join(IMAGE_SUFFIXES)}')
+        raise UserError(f'{folder}: no masks, expected files {", ".join(IMAGE_SUFFIXES)}')
     return found
 
 
@@ -80,10 +79,10 @@ def read_colours(path: str) -> np.ndarray:
     try:
         with Image.open(path) as image:
             if image.mode.startswith(('I', 'F')):
-                raise ValueError(f'{path} has mode {image.mode}, expected colours of 8 bits')
+                raise UserError(f'{path} has mode {image.mode}, expected colours of 8 bits')
             return np.asarray(image.convert('RGB'))
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f'{path} cannot be read: {error}') from None
+        raise UserError(f'{path} cannot be read: {error}') from None
 
 
 def count_colours(folder: str) -> list[tuple[Colour, int, int]]:
@@ -130,7 +129,7 @@ def to_labels(image: np.ndarray, palette: dict[Colour, int], tolerance: int = 0)
         if not inside.any():
             where = inverse == i
             y, x = np.argwhere(where)[0].tolist()
-            raise ValueError(
+            raise UserError(
                 f'colour {tuple(colour.tolist())} is not in the palette ({int(where.sum())} pixels, the first at row '
                 f'{y}, column {x}; nearest {tuple(known[distance.sum(axis=1).argmin()].tolist())})'
             )
@@ -169,7 +168,7 @@ def convert(
             palette, or two masks with the same name; names the file.
     """
     if not 0 <= tolerance <= 255:
-        raise ValueError(f'tolerance={tolerance}; expected 0 to 255')
+        raise UserError(f'tolerance={tolerance}; expected 0 to 255')
     paths: dict[str, str] = {}
     for name in mask_files(source):
         stem = os.path.splitext(name)[0]
@@ -178,16 +177,16 @@ def convert(
             try:
                 renamed = re.sub(rename[0], rename[1], base)
             except (re.error, IndexError) as error:
-                raise ValueError(f'rename {rename[0]!r} to {rename[1]!r}: {error}') from None
+                raise UserError(f'rename {rename[0]!r} to {rename[1]!r}: {error}') from None
             if not renamed or os.path.basename(renamed) != renamed:  # it could lead out of the destination
-                raise ValueError(
+                raise UserError(
                     f'rename {rename[0]!r} to {rename[1]!r}: {base!r} would become {renamed!r}, expected a name '
                     'without folders'
                 )
             stem = os.path.join(folder, renamed)
         target = f'{stem}.png'
         if target in paths:
-            raise ValueError(f'{paths[target]} and {os.path.join(source, name)} would both become {target}')
+            raise UserError(f'{paths[target]} and {os.path.join(source, name)} would both become {target}')
         paths[target] = os.path.join(source, name)
 
     def writer(path: str) -> Callable[[str], None]:
@@ -195,7 +194,7 @@ def convert(
             try:
                 labels = to_labels(read_colours(path), palette, tolerance)
             except ValueError as error:
-                raise ValueError(str(error) if str(error).startswith(path) else f'{path}: {error}') from None
+                raise UserError(str(error) if str(error).startswith(path) else f'{path}: {error}') from None
             os.makedirs(os.path.dirname(part), exist_ok=True)
             Image.fromarray(labels).save(part)
 
@@ -205,7 +204,7 @@ def convert(
         for target in paths:
             os.makedirs(os.path.dirname(os.path.join(destination, target)), exist_ok=True)
 
-    write_whole(destination, {target: writer(path) for target, path in paths.items()}, force, make_folders)
+    write_atomically(destination, {target: writer(path) for target, path in paths.items()}, force, make_folders)
     return len(paths)
 
 

@@ -9,6 +9,8 @@ from mmengine import fileio
 from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.registry import TRANSFORMS
 
+from ..errors import UserError
+
 
 @TRANSFORMS.register_module()
 class LoadLabelMap(LoadAnnotations):
@@ -45,9 +47,9 @@ class LoadLabelMap(LoadAnnotations):
     ) -> None:
         super().__init__(imdecode_backend=imdecode_backend, backend_args=backend_args)
         if values is not None and (len(set(values)) != len(values) or not all(0 <= v < 1 << 16 for v in values)):
-            raise ValueError(f'LoadLabelMap: values={tuple(values)}; expected different numbers from 0 to 65535')
+            raise UserError(f'LoadLabelMap: values={tuple(values)}; expected different numbers from 0 to 65535')
         if not 0 <= ignore_index < 1 << 16:
-            raise ValueError(f'LoadLabelMap: ignore_index={ignore_index}; expected 0 to 65535')
+            raise UserError(f'LoadLabelMap: ignore_index={ignore_index}; expected 0 to 65535')
         self.values = None if values is None else tuple(values)
         self.ignore_index = ignore_index
         self._tables: dict[tuple[bool, tuple[tuple[int, int], ...]], np.ndarray] = {}
@@ -57,24 +59,24 @@ class LoadLabelMap(LoadAnnotations):
         content = fileio.get(path, backend_args=self.backend_args)
         stored = mmcv.imfrombytes(content, flag='unchanged', backend=self.imdecode_backend)
         if stored is None:
-            raise ValueError(f'{path} cannot be decoded as an image')
+            raise UserError(f'{path} cannot be decoded as an image')
         if stored.ndim == 3 and stored.shape[2] == 1:
             stored = stored[..., 0]
         if stored.dtype == bool:  # 1-bit PNG
             stored = stored.astype(np.uint8)
         if stored.ndim != 2 or stored.dtype.kind not in 'iu':
-            raise ValueError(
+            raise UserError(
                 f'{path} has shape {stored.shape} and type {stored.dtype}, expected one channel of integers; '
                 'tools/dataset_converters/rgb2labels.py makes label maps of masks with a colour per class'
             )
         if stored.dtype.itemsize > 2 and not 0 <= stored.min() <= stored.max() < 1 << 16:
-            raise ValueError(f'{path} has values {stored.min()} to {stored.max()}, expected 0 to 65535')
+            raise UserError(f'{path} has values {stored.min()} to {stored.max()}, expected 0 to 65535')
         table = self._table(bool(results.get('reduce_zero_label')), results.get('label_map') or {})
         labels = table[stored]
         if self.values is not None and (labels < 0).any():
             found = np.unique(stored[labels < 0])
             shown = ', '.join(map(str, found[:10])) + (', ...' if len(found) > 10 else '')
-            raise ValueError(
+            raise UserError(
                 f'{path}: found value {shown}; expected {", ".join(map(str, self.values))} or {self.ignore_index} '
                 '(ignored)'
             )

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from ..errors import ExistingFileError, FileAccessError, UserError
+
 Mask = np.ndarray  # (H, W) bool
 Image = np.ndarray  # (H, W, 3) uint8, BGR
 
@@ -177,14 +179,14 @@ def make_shapes(
         OSError: cannot write there.
     """
     if num_images < 5:
-        raise ValueError(f'num_images={num_images}; expected at least 5, of which one is for validation')
+        raise UserError(f'num_images={num_images}; expected at least 5, of which one is for validation')
     if min(size) < 32:
-        raise ValueError(f'size={size[0]}x{size[1]}; expected at least 32x32 pixels')
+        raise UserError(f'size={size[0]}x{size[1]}; expected at least 32x32 pixels')
     if not 2 <= num_classes <= len(ALL_CLASSES):
-        raise ValueError(f'num_classes={num_classes}; expected 2 to {len(ALL_CLASSES)}')
+        raise UserError(f'num_classes={num_classes}; expected 2 to {len(ALL_CLASSES)}')
     for kind in ('images', 'annotations'):
         if os.path.exists(os.path.join(out_dir, kind)):
-            raise FileExistsError(f'{os.path.join(out_dir, kind)} exists; remove it or choose another folder')
+            raise ExistingFileError(f'{os.path.join(out_dir, kind)} exists; remove it or choose another folder')
     os.makedirs(out_dir, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.part-', dir=out_dir) as part:
         for kind in ('images', 'annotations'):
@@ -202,4 +204,4 @@ def make_shapes(
 
 def _write(path: str, image: np.ndarray, params: list[int]) -> None:
     if not cv2.imwrite(path, image, params):
-        raise OSError(f'could not write {path}: is the disk full?')
+        raise FileAccessError(f'cannot write {path}: is the disk full?')

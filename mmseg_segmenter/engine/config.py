@@ -9,6 +9,8 @@ from mmengine.config import Config
 from mmengine.fileio import list_dir_or_file
 from mmseg.registry import DATASETS
 
+from ..errors import MissingFileError, UserError
+
 
 def load_config(
     path: str, work_dir: str | None = None, cfg_options: dict[str, Any] | None = None, launcher: str = 'none'
@@ -25,7 +27,7 @@ def load_config(
         FileNotFoundError: no such config.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f'config {path} not found (working directory: {os.getcwd()})')
+        raise MissingFileError(f'config {path} not found (working directory: {os.getcwd()})')
     cfg = Config.fromfile(path)
     cfg.launcher = launcher
     if cfg_options:
@@ -42,7 +44,7 @@ def find_checkpoint(path: str) -> str:
         FileNotFoundError: a local path that does not exist.
     """
     if _is_missing(path):
-        raise FileNotFoundError(f'checkpoint {path} not found (working directory: {os.getcwd()})')
+        raise MissingFileError(f'checkpoint {path} not found (working directory: {os.getcwd()})')
     return path
 
 
@@ -62,7 +64,7 @@ def check_weights(cfg: Config) -> None:
     """
     for place, checkpoint in _weights(cfg.get('model'), 'model'):
         if _is_missing(checkpoint):
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f'{place}={checkpoint} not found (working directory: {os.getcwd()}); the header of the config says '
                 'where it comes from'
             )
@@ -106,14 +108,14 @@ def check_datasets(cfg: Config, loaders: tuple[str, ...]) -> None:
                 if '://' in folder or (dataset.get('backend_args') or {}).get('backend', 'local') != 'local':
                     continue
                 if not os.path.isdir(folder):
-                    raise FileNotFoundError(
+                    raise MissingFileError(
                         f'{loader}: dataset folder {folder} not found (working directory: {os.getcwd()}); put or link '
                         f'the dataset there, or set {loader}.dataset.data_root'
                     )
                 suffix = _image_suffix(dataset)
                 files = list_dir_or_file(folder, list_dir=False, suffix=suffix, recursive=True)
                 if kind == 'img_path' and suffix and next(iter(files), None) is None:
-                    raise ValueError(f'{loader}: no image *{suffix} in {folder}; set {loader}.dataset.img_suffix')
+                    raise UserError(f'{loader}: no image *{suffix} in {folder}; set {loader}.dataset.img_suffix')
 
 
 def _datasets(dataset: Any) -> Iterator[Any]:
@@ -154,7 +156,7 @@ def enable_tta(cfg: Config) -> None:
     """
     missing = [key for key in ('tta_model', 'tta_pipeline') if cfg.get(key) is None]
     if missing:
-        raise ValueError(f'--tta: {cfg.filename} has no {" and no ".join(missing)}')
+        raise UserError(f'--tta: {cfg.filename} has no {" and no ".join(missing)}')
     for dataset in _datasets(cfg.test_dataloader.dataset):
         dataset.pipeline = cfg.tta_pipeline
     cfg.tta_model.module = cfg.model
@@ -175,7 +177,7 @@ def enable_drawing(cfg: Config, show_dir: str | None = None, show: bool = False,
     """
     hook = cfg.get('default_hooks', {}).get('visualization')
     if hook is None:
-        raise ValueError("--show and --show-dir need default_hooks.visualization=dict(type='SegVisualizationHook')")
+        raise UserError("--show and --show-dir need default_hooks.visualization=dict(type='SegVisualizationHook')")
     hook.update(draw=True, interval=1)
     if show:
         hook.update(show=True, wait_time=wait_time)
@@ -193,13 +195,11 @@ def save_predictions(cfg: Config, out_dir: str) -> None:
     """
     writers = [evaluator for evaluator in evaluators(cfg, 'test') if evaluator.type == 'IoUMetric']
     if not writers:
-        raise ValueError(f'--out: test_evaluator of {cfg.filename} has no IoUMetric')
+        raise UserError(f'--out: test_evaluator of {cfg.filename} has no IoUMetric')
     classes = decode_head(cfg).get('num_classes', 0)
     # reduce_zero_label counts the label maps from 1
     limit = 256 - any(dataset.get('reduce_zero_label', False) for dataset in _datasets(cfg.test_dataloader.dataset))
     if classes > limit:
-        raise ValueError(
-            f'--out: IoUMetric writes 8-bit label maps, for {limit} classes at most; num_classes={classes}'
-        )
+        raise UserError(f'--out: IoUMetric writes 8-bit label maps, for {limit} classes at most; num_classes={classes}')
     for writer in writers:
         writer.update(output_dir=out_dir, keep_results=True)

@@ -7,6 +7,8 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
+from ..errors import UserError
+
 # What comes before the first block.
 _EMBEDDINGS = ('cls_token', 'dist_token', 'pos_embed', 'patch_embed', 'ln_pre')
 
@@ -37,12 +39,12 @@ class ViTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
         rate = self.paramwise_cfg.get('decay_rate')
         if not isinstance(rate, float | int) or not 0 < rate <= 1:
-            raise ValueError(
+            raise UserError(
                 f'paramwise_cfg.decay_rate={rate!r} (keys: {", ".join(self.paramwise_cfg) or "none"}); expected a '
                 'number above 0 and at most 1'
             )
         if self.base_lr is None:
-            raise ValueError('layer-wise decay needs optimizer.lr, found none')
+            raise UserError('layer-wise decay needs optimizer.lr, found none')
         self.decay_rate = rate
 
     def add_params(
@@ -53,7 +55,7 @@ class ViTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             return
         layers = getattr(getattr(module, 'backbone', None), 'layers', None)
         if not isinstance(layers, nn.ModuleList):
-            raise ValueError(f'layer-wise decay needs a ViT backbone with layers, found {_name_of_backbone(module)}')
+            raise UserError(f'layer-wise decay needs a ViT backbone with layers, found {_name_of_backbone(module)}')
         base_lr: float = self.base_lr
         names = {id(param): name for name, param in module.named_parameters()}
         last = len(layers) + 1

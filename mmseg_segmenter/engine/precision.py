@@ -12,6 +12,8 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
+from ..errors import UserError
+
 DTYPES = {'fp16': 'float16', 'bf16': 'bfloat16'}
 
 
@@ -50,7 +52,7 @@ def enable_amp(cfg: Config, precision: str | None = None) -> None:
     """
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise ValueError(f'--amp: optim_wrapper.type={kind!r}, expected OptimWrapper')
+        raise UserError(f'--amp: optim_wrapper.type={kind!r}, expected OptimWrapper')
     precision = precision or ('bf16' if get_device() == 'cpu' else 'fp16')
     if get_device() == 'cpu':
         _check_cpu(precision)
@@ -66,9 +68,9 @@ def enable_amp(cfg: Config, precision: str | None = None) -> None:
 
 def _check_cpu(precision: str) -> None:
     if precision == 'fp16':
-        raise ValueError('--amp-dtype fp16 needs a GPU, found none; bf16 runs on CPUs')
+        raise UserError('--amp-dtype fp16 needs a GPU, found none; bf16 runs on CPUs')
     if not cpu_has_bfloat16():
-        raise ValueError('--amp: this CPU has no instructions for bfloat16, it would be slower than float32')
+        raise UserError('--amp: this CPU has no instructions for bfloat16, it would be slower than float32')
 
 
 def enable_test_amp(cfg: Config) -> None:

@@ -10,6 +10,8 @@ from mmengine.evaluator import BaseMetric
 from mmseg.registry import METRICS
 from torch import Tensor
 
+from ..errors import UserError
+
 
 @METRICS.register_module()
 class ConfusionMatrix(BaseMetric):
@@ -70,7 +72,7 @@ class ConfusionMatrix(BaseMetric):
             try:
                 self.results.append(count_pairs(labels, prediction, num_classes, self.ignore_index))
             except ValueError as error:
-                raise ValueError(f'{sample.get("img_path", "an image")}: {error}') from None
+                raise UserError(f'{sample.get("img_path", "an image")}: {error}') from None
 
     def compute_metrics(self, results: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
         """Add up and write.
@@ -112,7 +114,7 @@ def count_pairs(labels: Tensor, prediction: Tensor, num_classes: int, ignore_ind
         ValueError: other labels, or maps of different sizes.
     """
     if labels.shape != prediction.shape:
-        raise ValueError(
+        raise UserError(
             f'annotation of shape {tuple(labels.shape)}, prediction of shape {tuple(prediction.shape)}; '
             'expected the same (in a test pipeline LoadAnnotations belongs after Resize)'
         )
@@ -123,9 +125,7 @@ def count_pairs(labels: Tensor, prediction: Tensor, num_classes: int, ignore_ind
         wrong = values[(values < 0) | (values >= num_classes)].unique().tolist()
         if wrong:
             found = ', '.join(map(str, wrong[:10]))
-            raise ValueError(
-                f'label {found} in the {name}; expected 0 to {num_classes - 1} or {ignore_index} (ignored)'
-            )
+            raise UserError(f'label {found} in the {name}; expected 0 to {num_classes - 1} or {ignore_index} (ignored)')
     counts = torch.bincount(labels * num_classes + prediction, minlength=num_classes**2)
     cells = counts.nonzero().squeeze(1)
     return cells.cpu(), counts[cells].cpu()

@@ -7,6 +7,8 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmseg.registry import METRICS
 
+from ..errors import UserError
+
 
 @METRICS.register_module()
 class MAEMetric(BaseMetric):
@@ -42,13 +44,13 @@ class MAEMetric(BaseMetric):
         """
         for sample in data_samples:
             if 'seg_logits' not in sample:
-                raise ValueError(
+                raise UserError(
                     'MAEMetric needs the logits: set model.test_cfg.return_logits=True (they are not to be had with '
                     '--tta; leave MAEMetric out of test_evaluator there)'
                 )
             logits = sample['seg_logits']['data']
             if len(logits) > 2:
-                raise ValueError(f'MAEMetric: found {len(logits)} classes, expected 2 (background and foreground)')
+                raise UserError(f'MAEMetric: found {len(logits)} classes, expected 2 (background and foreground)')
             probability = logits[0] if len(logits) == 1 else torch.softmax(logits.float(), dim=0)[1]
             label = sample['gt_sem_seg']['data'].squeeze(0).to(probability.device)
             valid = label != self.ignore_index

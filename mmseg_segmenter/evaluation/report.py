@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..checkpoints.io import check_destination, write_text, write_whole
+from ..errors import UserError
+from ..files import check_destination, write_atomically, write_text
 from ..visualization.plots import confusion_matrix as plot
 from .confusion_matrix import class_scores, mean_score
 
@@ -24,7 +25,7 @@ def check_arguments(out: str, sort: str = 'class') -> None:
     """
     check_destination(out, '.png')
     if sort not in SORTS:
-        raise ValueError(f'sort={sort!r}; expected one of {", ".join(SORTS)}')
+        raise UserError(f'sort={sort!r}; expected one of {", ".join(SORTS)}')
 
 
 def class_table(matrix: np.ndarray, classes: Sequence[str], sort: str = 'class') -> list[list[str]]:
@@ -95,7 +96,7 @@ def write_report(out: str, matrix: np.ndarray, classes: Sequence[str], sort: str
     """
     check_arguments(out, sort)
     if not matrix.any():
-        raise ValueError('the confusion matrix is empty: no pixel is labelled')
+        raise UserError('the confusion matrix is empty: no pixel is labelled')
     table = class_table(matrix, classes, sort)
     scores = class_scores(matrix)
     title = f'mIoU {table[-1][1]} %, {scores.overall_accuracy:.2%} of pixels right'
@@ -110,4 +111,4 @@ def write_report(out: str, matrix: np.ndarray, classes: Sequence[str], sort: str
         lambda path: write_text(path, markdown(table)),
     ]
     names = map(os.path.basename, report_files(out))
-    write_whole(os.path.dirname(out), dict(zip(names, writers, strict=True)), force=True)
+    write_atomically(os.path.dirname(out), dict(zip(names, writers, strict=True)), force=True)

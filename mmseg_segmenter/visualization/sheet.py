@@ -13,7 +13,8 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..checkpoints.io import replace_file
+from ..errors import UserError
+from ..files import replace_file
 
 GAP = 8
 _TEXT = 13  # pixels
@@ -55,7 +56,7 @@ def to_rgb(image: np.ndarray, channel_order: str = 'bgr') -> np.ndarray:
     """
     image = image[..., None] if image.ndim == 2 else image
     if image.ndim != 3 or image.shape[2] not in (1, 3):
-        raise ValueError(f'image of shape {image.shape}; expected 1 or 3 channels, (H, W, 1) or (H, W, 3)')
+        raise UserError(f'image of shape {image.shape}; expected 1 or 3 channels, (H, W, 1) or (H, W, 3)')
     image = image.astype(np.float32)
     if image.max() > 255.5:  # half a level for the rounding of a normalisation
         low, high = image.min(), image.max()

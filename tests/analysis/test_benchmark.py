@@ -40,7 +40,7 @@ def test_sides_agree(mode, head, tmp_path):
     path = tmp_path / 'tiny.py'
     path.write_text(TEXT.format(**(MASK if head == 'mask' else dict(head='LinearHead', arguments=''))))
     case = benchmark.Case(mode, (40, 72), batch_size=1 if mode == 'tta' else 2, num_classes=7)
-    models = benchmark.sides(str(path), True, 7)
+    models = benchmark.contenders(str(path), True, 7)
     benchmark.compare(case, models, repeats=2, with_memory=False, peak=100.0)
     theirs, ours = models
     assert theirs.name == 'tiny (mmseg)' and ours.name == 'tiny'
@@ -60,7 +60,7 @@ def test_sides_agree(mode, head, tmp_path):
 def test_memory_is_measured_in_a_process_of_its_own(config, tmp_path):
     block = b'x' * (1 << 30)  # of this process, not of theirs
     case = benchmark.Case('slide', (40, 72))
-    models = benchmark.sides(str(config), True)
+    models = benchmark.contenders(str(config), True)
     benchmark.compare(case, models, repeats=1)
     for side in models:
         assert 0.1 < side.model_gb <= side.peak_gb < 1.2
@@ -69,8 +69,8 @@ def test_memory_is_measured_in_a_process_of_its_own(config, tmp_path):
     content = json.loads((tmp_path / 'out.json').read_text())
     assert content['machine']['torch'] and content['matmul_gflops'] == 50.0
     (record,) = content['records']
-    assert record['case']['mode'] == 'slide' and len(record['sides']) == 2
-    assert record['sides'][0]['speed'] == 1 and record['sides'][1]['peak_gb'] == models[1].peak_gb
+    assert record['case']['mode'] == 'slide' and len(record['contenders']) == 2
+    assert record['contenders'][0]['speed'] == 1 and record['contenders'][1]['peak_gb'] == models[1].peak_gb
     benchmark.plot(str(tmp_path / 'plot.png'), content['records'])
     assert (tmp_path / 'plot.png').read_bytes().startswith(b'\x89PNG')
 
@@ -79,7 +79,7 @@ def test_plot_has_a_line_for_each_case(tmp_path, monkeypatch):
     records = [
         dict(
             case=dict(mode='slide', size=(64, width), batch_size=batch_size, num_classes=7),
-            sides=[dict(name=name, median=1.0, peak_gb=None) for name in ('mmseg', 'here')],
+            contenders=[dict(name=name, median=1.0, peak_gb=None) for name in ('mmseg', 'here')],
         )
         for width in (64, 128)
         for batch_size in (1, 4)
@@ -94,14 +94,14 @@ def test_plot_has_a_line_for_each_case(tmp_path, monkeypatch):
 def test_any_mmseg_config(config):
     """Models of other architectures stand beside each other, without weights to share."""
     options = {'model.decode_head.num_convs': 1, 'model.decode_head.channels': 16}
-    (other,) = benchmark.sides('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py', False, 5, options)
-    (ours,) = benchmark.sides(str(config), False, 5)
+    (other,) = benchmark.contenders('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py', False, 5, options)
+    (ours,) = benchmark.contenders(str(config), False, 5)
     benchmark.compare(benchmark.Case('forward', (64, 64), num_classes=5), [other, ours], 1, with_memory=False)
     assert other.parameters > 1e7 > ours.parameters and ours.agreement is None
 
 
 def test_amp(config):
-    models = benchmark.sides(str(config), True)
+    models = benchmark.contenders(str(config), True)
     benchmark.compare(benchmark.Case('forward', (32, 32), amp='bf16'), models, 1, with_memory=False)
     assert 0 < models[1].agreement < 0.5
 
@@ -123,16 +123,16 @@ train_dataloader = dict(dataset=dict(
 
 def test_wrong_input(config, tmp_path):
     with pytest.raises(FileNotFoundError, match=r'nowhere\.py not found'):
-        benchmark.sides('nowhere.py', False)
+        benchmark.contenders('nowhere.py', False)
     (tmp_path / 'empty.py').write_text('a = 1')
     with pytest.raises(ValueError, match='has no model'):
-        benchmark.sides(str(tmp_path / 'empty.py'), False)
+        benchmark.contenders(str(tmp_path / 'empty.py'), False)
     with pytest.raises(ValueError, match='dist_token'):
-        benchmark.sides(str(config), True, None, {'model.backbone.with_dist_token': True})
+        benchmark.contenders(str(config), True, None, {'model.backbone.with_dist_token': True})
 
 
 def test_each_pair_shares_weights(config):
-    models = benchmark.sides(str(config), True) + benchmark.sides(str(config), True)
+    models = benchmark.contenders(str(config), True) + benchmark.contenders(str(config), True)
     benchmark.compare(benchmark.Case('forward', (32, 32)), models, 1, with_memory=False)
     assert [side.agreement is None for side in models] == [True, False, True, False]
     assert models[1].agreement < 1e-5 and models[3].agreement < 1e-5
@@ -140,7 +140,7 @@ def test_each_pair_shares_weights(config):
 
 def test_config_without_test_cfg(config):
     config.write_text(config.read_text().partition('    test_cfg')[0] + ')')
-    models = benchmark.sides(str(config), True)
+    models = benchmark.contenders(str(config), True)
     benchmark.compare(benchmark.Case('slide', (40, 40)), models, 1, with_memory=False)
     assert models[1].agreement > 0.999
 
@@ -156,7 +156,9 @@ def test_the_baseline_has_nothing_of_ours(config, names):
     try:
         MODELS.register_module(name='EncoderDecoder', module=mmseg_segmenter.Segmenter, force=True)
         MODELS.register_module(name='VisionTransformer', module=mmseg_segmenter.SegmenterViT, force=True)
-        theirs = benchmark.Workload(benchmark.Case('forward', (32, 32)), benchmark.sides(str(config), True)[0].config)
+        theirs = benchmark.Workload(
+            benchmark.Case('forward', (32, 32)), benchmark.contenders(str(config), True)[0].config
+        )
     finally:
         for name, module in registered.items():
             MODELS.register_module(name=name, module=module, force=True)
@@ -166,7 +168,7 @@ def test_the_baseline_has_nothing_of_ours(config, names):
 def test_mmsegs_classes_are_really_mmsegs(config):
     from mmseg.models import VisionTransformer
 
-    theirs, ours = benchmark.sides(str(config), True)
+    theirs, ours = benchmark.contenders(str(config), True)
     assert theirs.config.backbone.type is VisionTransformer
     assert theirs.config.type.__module__.startswith('mmseg.') and ours.config.type == 'Segmenter'
     assert isinstance(theirs.config, type(Config({'a': {}}).a))

@@ -88,10 +88,10 @@ def test_several_runs(resumed, tmp_path):
 def test_labels_tell_runs_apart(tmp_path):
     for name in ('a/seed0', 'b/seed0', 'b/seed1'):
         start(tmp_path / name, '20260101_100000', [train(1, 1.0)])
-    assert logs.labels([f'{tmp_path}/a/seed0/', f'{tmp_path}/b/seed1']) == ['seed0', 'seed1']
-    assert logs.labels([f'{tmp_path}/a/seed0', f'{tmp_path}/b/seed0']) == ['a/seed0', 'b/seed0']
+    assert logs.run_names([f'{tmp_path}/a/seed0/', f'{tmp_path}/b/seed1']) == ['seed0', 'seed1']
+    assert logs.run_names([f'{tmp_path}/a/seed0', f'{tmp_path}/b/seed0']) == ['a/seed0', 'b/seed0']
     files = [f'{tmp_path}/{n}/seed0/20260101_100000/vis_data/scalars.json' for n in 'ab']
-    assert logs.labels(files) == ['a/seed0/20260101_100000', 'b/seed0/20260101_100000']
+    assert logs.run_names(files) == ['a/seed0/20260101_100000', 'b/seed0/20260101_100000']
 
 
 def test_smoothing():

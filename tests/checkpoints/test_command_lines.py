@@ -13,10 +13,10 @@ import pytest
 import torch
 from evil import Evil
 
-from mmseg_segmenter.checkpoints import segm_run
-from mmseg_segmenter.checkpoints.encoder import command_line, convert_encoder
-from mmseg_segmenter.checkpoints.io import write_text, write_whole
-from mmseg_segmenter.checkpoints.segm_run import convert_run
+from mmseg_segmenter.checkpoints import official_run
+from mmseg_segmenter.checkpoints.convert import command_line, convert_encoder
+from mmseg_segmenter.checkpoints.official_run import convert_run
+from mmseg_segmenter.files import write_atomically, write_text
 
 TOOLS = Path(__file__).parents[2] / 'tools' / 'model_converters'
 NPZ = Path(__file__).parents[1] / 'data' / 'augreg_tiny_i21k.npz'
@@ -154,7 +154,7 @@ def test_second_file_that_cannot_be_written_takes_the_first_along(tmp_path, sour
         Path(path).write_text('half')
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(segm_run, 'write_text', fail)
+    monkeypatch.setattr(official_run, 'write_text', fail)
     with pytest.raises(OSError, match=r'cannot write .*config\.py: No space left on device'):
         convert_run(str(sources['segm2mmseg.py'][0]), str(tmp_path))
     assert os.listdir(tmp_path) == []
@@ -180,19 +180,19 @@ def test_files_that_fail_their_check_are_not_put_in_place(tmp_path):
 
     writers = {name: lambda path: write_text(path, 'text') for name in 'ab'}
     with pytest.raises(ValueError, match='no good'):
-        write_whole(str(tmp_path), writers, check=check)
+        write_atomically(str(tmp_path), writers, check=check)
     assert os.listdir(tmp_path) == []
 
 
 def test_many_files_that_cannot_be_written_are_not_all_named():
     with pytest.raises(OSError, match=r'^cannot write /dev/null/0 and 7 more: '):
-        write_whole('/dev/null', {str(i): lambda path: None for i in range(8)})
+        write_atomically('/dev/null', {str(i): lambda path: None for i in range(8)})
 
 
 def test_umask_is_respected(tmp_path):
     old = os.umask(0o027)
     try:
-        write_whole(str(tmp_path), {'a': lambda path: write_text(path, 'text')})
+        write_atomically(str(tmp_path), {'a': lambda path: write_text(path, 'text')})
     finally:
         os.umask(old)
     assert (tmp_path / 'a').stat().st_mode & 0o777 == 0o640

@@ -12,8 +12,9 @@ from mmseg.models.backbones.vit import VisionTransformer
 from torch.testing import assert_close
 
 from mmseg_segmenter import SegmenterViT
-from mmseg_segmenter.checkpoints import augreg, encoder, timm
+from mmseg_segmenter.checkpoints import convert
 from mmseg_segmenter.checkpoints.architecture import Architecture
+from mmseg_segmenter.checkpoints.formats import augreg, timm
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / 'tests' / 'data'
@@ -83,14 +84,14 @@ def test_npz_as_pretrained_weights_needs_no_conversion_step():
 
 
 def test_keys_are_mmsegs_plus_the_patch_bias():
-    state = encoder.read_encoder(str(NPZ)).conversion.state_dict
+    state = convert.read_encoder(str(NPZ)).conversion.state_dict
     theirs = VisionTransformer(**MODEL).state_dict()
     assert state.keys() - theirs.keys() == {'patch_embed.projection.bias'} and not theirs.keys() - state.keys()
     assert all(state[key].shape == theirs[key].shape for key in theirs)
 
 
 def test_file_loads_in_plain_mmseg(tmp_path):
-    encoder.convert_encoder(str(NPZ), str(tmp_path / 'vit.pth'))
+    convert.convert_encoder(str(NPZ), str(tmp_path / 'vit.pth'))
     content = torch.load(tmp_path / 'vit.pth', weights_only=True)
     assert content['meta']['source'] == 'augreg_tiny_i21k.npz' and len(content['meta']['sha256']) == 64
     theirs = VisionTransformer(
@@ -153,7 +154,7 @@ BLOCK = 'Transformer/encoderblock_1/'
 def test_wrong_content_is_named(tmp_path, change, message):
     path = save(tmp_path / 'a.npz', broken(change))
     with pytest.raises(ValueError, match=message) as error:
-        encoder.convert_encoder(path, str(tmp_path / 'out.pth'))
+        convert.convert_encoder(path, str(tmp_path / 'out.pth'))
     assert path in str(error.value)
     assert os.listdir(tmp_path) == ['a.npz']
 
@@ -163,7 +164,7 @@ def test_truncated_npz(tmp_path, share):
     data = NPZ.read_bytes()
     (tmp_path / 'a.npz').write_bytes(data[: int(share * len(data))])
     with pytest.raises(ValueError, match=r'a\.npz \([\d,]+ bytes\) is not an \.npz file; it may be incomplete'):
-        encoder.read_encoder(str(tmp_path / 'a.npz'))
+        convert.read_encoder(str(tmp_path / 'a.npz'))
 
 
 def test_npz_with_a_damaged_array(tmp_path):
@@ -171,33 +172,33 @@ def test_npz_with_a_damaged_array(tmp_path):
     data[len(data) // 2 : len(data) // 2 + 50] = b'\0' * 50
     (tmp_path / 'a.npz').write_bytes(data)
     with pytest.raises(ValueError, match=r'a\.npz \([\d,]+ bytes\) is damaged at .*CRC'):
-        encoder.read_encoder(str(tmp_path / 'a.npz'))
+        convert.read_encoder(str(tmp_path / 'a.npz'))
 
 
 def test_nan_is_a_warning(tmp_path, capsys):
     path = save(tmp_path / 'a.npz', broken(lambda w: w['cls'].__setitem__((0, 0, 3), np.nan)))
-    assert encoder.command_line('', [path, str(tmp_path / 'out.pth')]) == 0
+    assert convert.command_line('', [path, str(tmp_path / 'out.pth')]) == 0
     assert 'warning: ' in (err := capsys.readouterr().err) and 'NaN or infinite values in cls_token' in err
 
 
 def test_existing_destination_is_kept(tmp_path, capsys):
     out = tmp_path / 'out.pth'
     out.write_text('mine')
-    assert encoder.command_line('', [str(NPZ), str(out)]) == 1
+    assert convert.command_line('', [str(NPZ), str(out)]) == 1
     assert 'out.pth exists; use --force' in capsys.readouterr().err and out.read_text() == 'mine'
-    assert encoder.command_line('', [str(NPZ), str(out), '--force']) == 0
+    assert convert.command_line('', [str(NPZ), str(out), '--force']) == 0
     assert os.listdir(tmp_path) == ['out.pth'] and torch.load(out, weights_only=True)
 
 
 def test_folder_is_no_destination(tmp_path, capsys):
     (tmp_path / 'out.pth').mkdir()
-    assert encoder.command_line('', [str(NPZ), str(tmp_path / 'out.pth'), '--force']) == 1
+    assert convert.command_line('', [str(NPZ), str(tmp_path / 'out.pth'), '--force']) == 1
     assert 'out.pth is a folder, expected the name of a file' in capsys.readouterr().err
 
 
 def test_relative_destination(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    encoder.convert_encoder(str(NPZ), 'out.pth')
+    convert.convert_encoder(str(NPZ), 'out.pth')
     assert os.listdir(tmp_path) == ['out.pth'] and torch.load('out.pth', weights_only=True)
 
 
@@ -208,12 +209,12 @@ def test_relative_destination(tmp_path, monkeypatch):
 def test_torch_file_without_tensors(tmp_path, content, message):
     torch.save(content, tmp_path / 'a.pth')
     with pytest.raises(ValueError, match=message):
-        encoder.read_encoder(str(tmp_path / 'a.pth'))
+        convert.read_encoder(str(tmp_path / 'a.pth'))
 
 
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'a\.npz not found'):
-        encoder.read_encoder(str(tmp_path / 'a.npz'))
+        convert.read_encoder(str(tmp_path / 'a.npz'))
 
 
 def test_heads_of_augreg():

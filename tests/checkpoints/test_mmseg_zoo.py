@@ -93,8 +93,8 @@ LOADERS = pytest.mark.parametrize('load', [load_by_init_model, load_by_runner])
 def messages(monkeypatch):
     """What is logged through mmengine, whichever logger is the current one: (level, text)."""
     records = []
+    from mmseg_segmenter.models import load_report
     from mmseg_segmenter.models.backbones import vit
-    from mmseg_segmenter.models.segmentors import load_report
 
     for module in (load_report, vit):
         original = module.print_log

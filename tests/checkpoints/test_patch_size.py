@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from mmengine.config import ConfigDict
 from mmseg.registry import MODELS
 
-from mmseg_segmenter.checkpoints.encoder import command_line, read_encoder
+from mmseg_segmenter.checkpoints.convert import command_line, read_encoder
 from mmseg_segmenter.checkpoints.patch_size import resize_patch_embed
 
 NPZ = Path(__file__).parents[1] / 'data' / 'augreg_tiny_i21k.npz'

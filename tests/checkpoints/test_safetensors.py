@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from mmseg_segmenter import SegmenterViT
-from mmseg_segmenter.checkpoints import encoder, timm
+from mmseg_segmenter.checkpoints import convert
+from mmseg_segmenter.checkpoints.formats import timm
 
 MODEL = dict(img_size=32, patch_size=8, embed_dims=32, num_layers=2, num_heads=2, final_norm=True)
 
@@ -27,7 +28,7 @@ def test_same_tensors_as_from_the_torch_file(tmp_path, state):
     torch.save(state, tmp_path / 'a.pth')
     converted = {}
     for name in ('a.safetensors', 'a.pth'):
-        encoder.convert_encoder(str(tmp_path / name), str(tmp_path / f'{name}.out.pth'), verify=True)
+        convert.convert_encoder(str(tmp_path / name), str(tmp_path / f'{name}.out.pth'), verify=True)
         converted[name] = torch.load(tmp_path / f'{name}.out.pth', weights_only=True)['state_dict']
     one, other = converted.values()
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
@@ -40,7 +41,7 @@ def test_truncated(tmp_path, state, share, capsys):
     save_file(state, tmp_path / 'a.safetensors')
     data = (tmp_path / 'a.safetensors').read_bytes()
     (tmp_path / 'a.safetensors').write_bytes(data[: int(share * len(data))])
-    assert encoder.command_line('', [str(tmp_path / 'a.safetensors'), str(tmp_path / 'out.pth')]) == 1
+    assert convert.command_line('', [str(tmp_path / 'a.safetensors'), str(tmp_path / 'out.pth')]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert f'{tmp_path}/a.safetensors ({int(share * len(data)):,} bytes) is not a readable checkpoint (' in line
     assert os.listdir(tmp_path) == ['a.safetensors']
@@ -48,7 +49,7 @@ def test_truncated(tmp_path, state, share, capsys):
 
 def test_another_kind_of_file(tmp_path, capsys):
     torch.save({'a': torch.zeros(1)}, tmp_path / 'a.safetensors')
-    assert encoder.command_line('', [str(tmp_path / 'a.safetensors'), str(tmp_path / 'out.pth')]) == 1
+    assert convert.command_line('', [str(tmp_path / 'a.safetensors'), str(tmp_path / 'out.pth')]) == 1
     assert 'a.safetensors (' in (line := capsys.readouterr().err) and line.count('\n') == 1
 
 
@@ -57,6 +58,6 @@ def test_without_the_package(tmp_path, state, monkeypatch, capsys):
     save_file(state, tmp_path / 'a.safetensors')
     for name in [name for name in sys.modules if name.partition('.')[0] == 'safetensors']:
         monkeypatch.setitem(sys.modules, name, None)
-    assert encoder.command_line('', [str(tmp_path / 'a.safetensors'), str(tmp_path / 'out.pth')]) == 1
+    assert convert.command_line('', [str(tmp_path / 'a.safetensors'), str(tmp_path / 'out.pth')]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith(f'{tmp_path}/a.safetensors: run pip install safetensors to read it')

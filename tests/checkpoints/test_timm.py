@@ -11,8 +11,8 @@ import torch
 from torch.testing import assert_close
 
 from mmseg_segmenter import SegmenterViT
-from mmseg_segmenter.checkpoints import encoder
-from mmseg_segmenter.checkpoints import timm as layout
+from mmseg_segmenter.checkpoints import convert
+from mmseg_segmenter.checkpoints.formats import timm as layout
 
 # ImportError: timm without torchvision is a missing module too
 timm = pytest.importorskip('timm', exc_type=ImportError)
@@ -31,7 +31,7 @@ def random(model):
 def test_round_trip_gives_equal_tokens(tmp_path, name):
     theirs = random(timm.create_model(name, depth=3, img_size=64, num_classes=5))
     torch.save(theirs.state_dict(), tmp_path / 'timm.pth')
-    result = encoder.convert_encoder(str(tmp_path / 'timm.pth'), str(tmp_path / 'ours.pth'), verify=True)
+    result = convert.convert_encoder(str(tmp_path / 'timm.pth'), str(tmp_path / 'ours.pth'), verify=True)
     assert f'{type(theirs).__name__} of timm {timm.__version__}' in result.verified.reference
     distilled = 'distilled' in name
     ours = SegmenterViT(
@@ -60,7 +60,7 @@ def test_npz_as_timms_own_loader_reads_it(tmp_path):
         )
     )
     theirs.load_pretrained(str(NPZ))
-    result = encoder.convert_encoder(str(NPZ), str(tmp_path / 'ours.pth'), verify=True)
+    result = convert.convert_encoder(str(NPZ), str(tmp_path / 'ours.pth'), verify=True)
     assert 'VisionTransformer of timm' in result.verified.reference
     ours = layout.from_mmseg(result.conversion.state_dict)
     assert ours.keys() == theirs.state_dict().keys()

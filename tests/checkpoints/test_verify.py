@@ -13,9 +13,11 @@ import torch
 from torch.testing import assert_close
 
 from mmseg_segmenter import Segmenter, SegmenterViT
-from mmseg_segmenter.checkpoints import augreg, encoder, segm, timm, verify
+from mmseg_segmenter.checkpoints import convert, verify
+from mmseg_segmenter.checkpoints import official_run as converter
+from mmseg_segmenter.checkpoints.formats import augreg, official_segmenter, timm
 from mmseg_segmenter.checkpoints.keymap import keep, keep_back
-from mmseg_segmenter.checkpoints.segm_run import convert_run, write_official_run
+from mmseg_segmenter.checkpoints.official_run import convert_run, write_official_run
 
 TOOLS = Path(__file__).parents[2] / 'tools' / 'model_converters'
 DATA = Path(__file__).parents[1] / 'data'
@@ -61,7 +63,7 @@ def official_run(tmp_path, request, with_dist_token):
     model = random(Segmenter(backbone=backbone, decode_head=head))
     folder = tmp_path / 'run'
     folder.mkdir()
-    torch.save(dict(model=segm.from_mmseg(model.state_dict())), folder / 'checkpoint.pth')
+    torch.save(dict(model=official_segmenter.from_mmseg(model.state_dict())), folder / 'checkpoint.pth')
     (folder / 'variant.yml').write_text(VARIANT)
     return folder
 
@@ -124,7 +126,7 @@ def test_augreg_with_the_names_of_todays_flax(tmp_path):
         names = {new: old for old, new in augreg._FLAX_NAMES.items()}
         pattern = re.compile('|'.join(map(re.escape, names)))
         np.savez(tmp_path / 'a.npz', **{pattern.sub(lambda m: names[m[0]], k): v for k, v in file.items()})
-    result = encoder.convert_encoder(str(tmp_path / 'a.npz'), str(tmp_path / 'out.pth'), verify=True)
+    result = convert.convert_encoder(str(tmp_path / 'a.npz'), str(tmp_path / 'out.pth'), verify=True)
     assert_verified(str(result), 'a plain forward of the JAX layout')
 
 
@@ -141,7 +143,7 @@ def test_timm_without_qkv_bias_or_square_grid(tmp_path, change):
     state = timm.from_mmseg(random(SegmenterViT(**{**VIT, 'num_layers': 1})).state_dict())
     change(state)
     torch.save(state, tmp_path / 'timm.pth')
-    assert encoder.convert_encoder(str(tmp_path / 'timm.pth'), str(tmp_path / 'out.pth'), verify=True).verified
+    assert convert.convert_encoder(str(tmp_path / 'timm.pth'), str(tmp_path / 'out.pth'), verify=True).verified
 
 
 def test_official_and_back(tmp_path, official_run, monkeypatch, capsys):
@@ -183,14 +185,14 @@ def test_wrong_rule_for_timm(tmp_path, timm_file, monkeypatch, capsys, pair):
 
 @pytest.mark.parametrize('official_run', ['mask'], indirect=True)
 def test_wrong_rule_for_the_official_layout(tmp_path, official_run, monkeypatch):
-    right, wrong = segm.MASK_RULES, untransposed(segm.MASK_RULES, 'decoder.proj_patch')
-    monkeypatch.setattr(segm, 'MASK_RULES', wrong)
+    right, wrong = official_segmenter.MASK_RULES, untransposed(official_segmenter.MASK_RULES, 'decoder.proj_patch')
+    monkeypatch.setattr(official_segmenter, 'MASK_RULES', wrong)
     with pytest.raises(ValueError, match=FAILED):
         convert_run(str(official_run), str(tmp_path / 'out'), verify=True)
     assert os.listdir(tmp_path / 'out') == []
-    monkeypatch.setattr(segm, 'MASK_RULES', right)
+    monkeypatch.setattr(official_segmenter, 'MASK_RULES', right)
     convert_run(str(official_run), str(tmp_path / 'out'))
-    monkeypatch.setattr(segm, 'MASK_RULES', wrong)
+    monkeypatch.setattr(official_segmenter, 'MASK_RULES', wrong)
     config, model = (str(tmp_path / 'out' / name) for name in ('config.py', 'model.pth'))
     with pytest.raises(ValueError, match=FAILED):
         write_official_run(config, model, str(tmp_path / 'back'), verify=True)
@@ -199,10 +201,8 @@ def test_wrong_rule_for_the_official_layout(tmp_path, official_run, monkeypatch)
 
 @pytest.mark.parametrize('official_run', ['linear'], indirect=True)
 def test_wrong_heads_in_the_written_config(tmp_path, official_run, monkeypatch):
-    from mmseg_segmenter.checkpoints import segm_run
-
-    text = segm_run.config_text
-    monkeypatch.setattr(segm_run, 'config_text', lambda run: text(run).replace("'num_heads': 1", "'num_heads': 2"))
+    text = converter.config_text
+    monkeypatch.setattr(converter, 'config_text', lambda run: text(run).replace("'num_heads': 1", "'num_heads': 2"))
     with pytest.raises(ValueError, match=FAILED):
         convert_run(str(official_run), str(tmp_path / 'out'), verify=True)
 
@@ -211,7 +211,7 @@ def test_lost_tensor_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(augreg, 'RULES', [r for r in augreg.RULES if r.target != 'ln1.bias'])
     monkeypatch.setattr(augreg, 'DROPPED', (*augreg.DROPPED, 'Transformer/encoder_norm/bias'))
     with pytest.raises(ValueError, match=r'verification failed, keys missing or not known: ln1\.bias'):
-        encoder.convert_encoder(str(NPZ), str(tmp_path / 'out.pth'), verify=True)
+        convert.convert_encoder(str(NPZ), str(tmp_path / 'out.pth'), verify=True)
 
 
 def test_nan_does_not_pass(tmp_path):
@@ -220,4 +220,4 @@ def test_nan_does_not_pass(tmp_path):
     arrays['cls'][0, 0, 0] = np.nan
     np.savez(tmp_path / 'a.npz', **arrays)
     with pytest.raises(ValueError, match='verification failed, largest difference nan'):
-        encoder.convert_encoder(str(tmp_path / 'a.npz'), str(tmp_path / 'out.pth'), verify=True)
+        convert.convert_encoder(str(tmp_path / 'a.npz'), str(tmp_path / 'out.pth'), verify=True)

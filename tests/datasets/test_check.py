@@ -16,9 +16,8 @@ from mmengine.config import Config
 from own_data import CLASSES, make_dataset
 from PIL import Image
 
-from mmseg_segmenter.datasets import inspection
-from mmseg_segmenter.datasets.check import check
-from mmseg_segmenter.datasets.check_report import as_text
+from mmseg_segmenter.datasets.check import check_dataset, files
+from mmseg_segmenter.datasets.check.report import as_text
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs' / 'segmenter' / 'segmenter_vit-s_mask_own.py'
@@ -59,7 +58,7 @@ def root(tmp_path):
 
 def problems(cfg, workers=1):
     """(severity, split, kind) -> problem."""
-    return {(p.severity, p.split, p.kind): p for p in check(cfg, workers, progress=False).problems}
+    return {(p.severity, p.split, p.kind): p for p in check_dataset(cfg, workers, progress=False).problems}
 
 
 def rewrite(path, change):
@@ -79,7 +78,7 @@ def table(**changes):
 
 
 def test_a_sound_dataset(root):
-    report = check(config(root), 1, progress=False)
+    report = check_dataset(config(root), 1, progress=False)
     assert report.problems == []
     assert set(report.tallies) == {'train', 'val'}  # test is val here, and not read twice
     tally = report.tallies['train']
@@ -92,7 +91,7 @@ def test_a_sound_dataset(root):
 
 def test_processes_agree_with_one(root):
     (root / 'images/train/train_0.jpg').write_bytes(b'')
-    one, two = (check(config(root), workers, progress=False) for workers in (1, 2))
+    one, two = (check_dataset(config(root), workers, progress=False) for workers in (1, 2))
     assert one.tallies == two.tallies and one.problems == two.problems
 
 
@@ -179,7 +178,7 @@ def test_all_damages_at_once(root):
 
 
 def hint_of(cfg, kind):
-    hints = [p.hint for p in check(cfg, 1, progress=False).problems if p.kind == kind]
+    hints = [p.hint for p in check_dataset(cfg, 1, progress=False).problems if p.kind == kind]
     assert len(hints) == 2 and hints[0] == hints[1]  # of train and val
     return hints[0]
 
@@ -199,7 +198,7 @@ def test_zero_is_one_class_too_many(root):
 
 def test_masks_that_only_the_backend_of_the_config_reads(root, monkeypatch):
     relabel(root, table(_0=1, _1=2, _2=3))
-    monkeypatch.setattr(inspection, '_decode', lambda content: ('unknown to Pillow', None, ''))
+    monkeypatch.setattr(files, '_decode', lambda content: ('unknown to Pillow', None, ''))
     assert hint_of(config(root), 'labels_outside') == ''  # what the files hold is not known
 
 
@@ -273,7 +272,7 @@ def test_other_names(root):
 def test_no_table_without_labels(root):
     for path in (root / 'annotations').rglob('*.png'):
         path.unlink()
-    report = check(config(root), 1, progress=False)
+    report = check_dataset(config(root), 1, progress=False)
     assert [(p.split, p.count, p.hint) for p in report.problems] == [
         ('train', 6, f'{root}/annotations/train is empty'), ('val', 3, f'{root}/annotations/val is empty'),
     ]  # fmt: skip
@@ -309,7 +308,7 @@ def test_a_list_of_files(root):
     cfg.train_dataloader.dataset.ann_file = 'train.txt'
     found = problems(cfg)
     assert set(found) == {('ERROR', 'train', 'image_unreadable'), ('ERROR', 'train', 'image_without_mask')}
-    assert check(cfg, 1, progress=False).tallies['train'].images == 3
+    assert check_dataset(cfg, 1, progress=False).tallies['train'].images == 3
 
 
 # Images, and settings that contradict each other
@@ -361,7 +360,7 @@ def test_twice_in_one_split(root):
 def test_contradicting_settings(root):
     cfg = config(root)
     cfg.model.decode_head.update(num_classes=4, ignore_index=3)
-    messages = [p.message for p in check(cfg, 1, progress=False).problems if not p.split]
+    messages = [p.message for p in check_dataset(cfg, 1, progress=False).problems if not p.split]
     assert 'train has 3 classes (ground, left, right), the head num_classes=4' in messages
     assert 'ignore_index=3 is one of the 4 classes' in messages
     for place in ('data_preprocessor.seg_pad_val', 'val_evaluator, IoUMetric.ignore_index'):
@@ -373,15 +372,15 @@ def test_settings_that_would_spoil_every_file(root):
     cfg = config(root)
     cfg.train_dataloader.dataset.pipeline[1].reduce_zero_label = True
     with pytest.raises(ValueError, match='LoadAnnotations has reduce_zero_label=True, the dataset False'):
-        check(cfg, 1, progress=False)
+        check_dataset(cfg, 1, progress=False)
     with pytest.raises(ValueError, match="classes='road' is one text; write a list"):
-        check(set_dataset(config(root), metainfo=dict(classes='road')), 1, progress=False)
+        check_dataset(set_dataset(config(root), metainfo=dict(classes='road')), 1, progress=False)
     with pytest.raises(ValueError, match='workers=0; expected at least 1'):
-        check(config(root), 0)
+        check_dataset(config(root), 0)
     cfg = config(root)
     cfg.model = None
     with pytest.raises(ValueError, match=r'has no model\.decode_head\.num_classes'):
-        check(cfg, 1, progress=False)
+        check_dataset(cfg, 1, progress=False)
 
 
 def test_wrapped_datasets(root):
@@ -390,7 +389,7 @@ def test_wrapped_datasets(root):
     cfg.train_dataloader.dataset = dict(
         type='ConcatDataset', datasets=[inner, dict(type='RepeatDataset', times=3, dataset=inner)]
     )
-    report = check(cfg, 1, progress=False)
+    report = check_dataset(cfg, 1, progress=False)
     assert report.tallies['train'].images == 12
     assert [(p.kind, p.count) for p in report.problems] == [('duplicate', 6)]
 
@@ -436,7 +435,7 @@ def test_command_line(root, tmp_path, monkeypatch, capsys):
 
 
 def test_table_of_classes(root):
-    rows = [line.split() for line in as_text(check(config(root), 1, progress=False)).splitlines()]
+    rows = [line.split() for line in as_text(check_dataset(config(root), 1, progress=False)).splitlines()]
     total = 6 * 40 * 48 - 6 * 2 * 48
     row = next(row for row in rows if row[:2] == ['2', 'right'])
     assert row[2:4] == [f'{6 * 32 * 18 / total:.3%}', '6'] and row[5] == '3'

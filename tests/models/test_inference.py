@@ -14,8 +14,8 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from official import DATA, build, load
 
-from mmseg_segmenter.models.layers import logit_map
-from mmseg_segmenter.models.layers.logit_map import most_likely
+from mmseg_segmenter.models.dense import logit_map
+from mmseg_segmenter.models.dense.logit_map import most_likely
 
 HEADS = dict(
     mask=dict(type='SegmenterMaskTransformerHead', embed_dims=16, num_heads=2, num_layers=1, num_classes=7),
@@ -298,7 +298,7 @@ def test_official_sliding_windows(name):
         best = found.topk(2, dim=0).values
         clear = best[0] - best[1] > 1e-4
         expected_labels = torch.from_numpy(REFERENCE[f'out/{name}/argmax']).long()
-        assert torch.equal(logit_map.labels(maps)[clear], expected_labels[clear]) and clear.float().mean() > 0.99
+        assert torch.equal(logit_map.argmax_labels(maps)[clear], expected_labels[clear]) and clear.float().mean() > 0.99
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from mmseg.models.losses import CrossEntropyLoss
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
-from mmseg_segmenter.models.layers import logit_map
+from mmseg_segmenter.models.dense import logit_map
 from mmseg_segmenter.models.losses import upsampled_cross_entropy
 
 K = 6

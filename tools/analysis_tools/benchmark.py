@@ -50,7 +50,7 @@ def main() -> None:
                     models = [
                         side
                         for config in args.configs
-                        for side in benchmark.sides(config, args.vs == 'mmseg', classes, args.cfg_options)
+                        for side in benchmark.contenders(config, args.vs == 'mmseg', classes, args.cfg_options)
                     ]
                     benchmark.compare(case, models, args.repeat, not args.no_memory, peak)
                     records.append(benchmark.record(case, models))

@@ -21,15 +21,16 @@ def main() -> int:
     from mmengine.registry import init_default_scope
 
     from mmseg_segmenter import engine
-    from mmseg_segmenter.checkpoints.io import check_destination
-    from mmseg_segmenter.datasets import check, check_report
+    from mmseg_segmenter.datasets.check import check_dataset
+    from mmseg_segmenter.datasets.check import report as check_report
+    from mmseg_segmenter.files import check_destination
 
     try:
         cfg = engine.load_config(args.config, cfg_options=args.cfg_options)
         init_default_scope(cfg.get('default_scope', 'mmseg'))
         for path in filter(None, (args.json, args.plot)):
             check_destination(path)
-        report = check.check(cfg, args.workers)
+        report = check_dataset(cfg, args.workers)
         print(check_report.as_text(report))
         if args.json:
             check_report.write_json(report, args.json)

@@ -4,7 +4,7 @@
 import argparse
 import sys
 
-from mmseg_segmenter.checkpoints.segm_run import write_official_run
+from mmseg_segmenter.checkpoints.official_run import write_official_run
 
 
 def main() -> None:

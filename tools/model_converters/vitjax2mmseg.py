@@ -3,7 +3,7 @@
 
 import sys
 
-from mmseg_segmenter.checkpoints.encoder import command_line
+from mmseg_segmenter.checkpoints.convert import command_line
 
 if __name__ == '__main__':
     sys.exit(command_line(__doc__ or ''))

@@ -18,6 +18,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ...errors import UserError
 from ..layers import init_transformer_weights, resize_pos_embed, square_grid, transformer_blocks
 
 # Key under which state_dict() notes the grid of pos_embed in its metadata, so
@@ -119,17 +120,17 @@ class SegmenterViT(BaseModule):
     ) -> None:
         if pretrained is not None:
             if init_cfg is not None:
-                raise ValueError(f'set pretrained or init_cfg, not both; found pretrained={pretrained!r}')
+                raise UserError(f'set pretrained or init_cfg, not both; found pretrained={pretrained!r}')
             if not isinstance(pretrained, str):
                 raise TypeError(f'pretrained must be a path or URL, found {type(pretrained).__name__}')
             init_cfg = dict(type='Pretrained', checkpoint=pretrained)
         super().__init__(init_cfg=init_cfg)
         if (output_cls_token or with_dist_token) and not with_cls_token:
-            raise ValueError('output_cls_token and with_dist_token need with_cls_token=True, found False')
+            raise UserError('output_cls_token and with_dist_token need with_cls_token=True, found False')
         if interpolate_mode not in ('bicubic', 'bilinear'):
-            raise ValueError(f"interpolate_mode={interpolate_mode!r}; expected 'bicubic' or 'bilinear'")
+            raise UserError(f"interpolate_mode={interpolate_mode!r}; expected 'bicubic' or 'bilinear'")
         if not 0 <= drop_path_rate < 1:
-            raise ValueError(f'drop_path_rate={drop_path_rate}; expected at least 0 and below 1')
+            raise UserError(f'drop_path_rate={drop_path_rate}; expected at least 0 and below 1')
         if isinstance(frozen_exclude, str):
             raise TypeError(f'frozen_exclude={frozen_exclude!r}; expected a list of names')
         norm_cfg = norm_cfg or dict(type='LN')
@@ -137,7 +138,7 @@ class SegmenterViT(BaseModule):
         self.img_size = _pair(img_size)
         self.patch_size = patch_size
         if any(side % patch_size or side <= 0 for side in self.img_size):
-            raise ValueError(
+            raise UserError(
                 f'img_size={tuple(self.img_size)} is not a multiple of patch_size={patch_size}; it sets the grid '
                 'of pos_embed only, so round it (images of any size are accepted)'
             )
@@ -256,19 +257,19 @@ class SegmenterViT(BaseModule):
     def _load_pretrained(self, init_cfg: dict[str, Any]) -> None:
         path = init_cfg['checkpoint']
         if not isinstance(path, str):
-            raise ValueError(f'init_cfg.checkpoint={path!r}; expected a path or URL')
+            raise UserError(f'init_cfg.checkpoint={path!r}; expected a path or URL')
         source = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
         if isinstance(source, Mapping):
             source = source.get('state_dict', source)
         if not isinstance(source, Mapping) or not source:
-            raise ValueError(f'{path} holds a {type(source).__name__}; expected tensors by name')
+            raise UserError(f'{path} holds a {type(source).__name__}; expected tensors by name')
         # `Pretrained_Part` is how mmseg's SAN configs take the image encoder out of a CLIP checkpoint.
         prefix = init_cfg.get('prefix') or ('image_encoder.' if init_cfg['type'] == 'Pretrained_Part' else '')
         prefix = prefix if not prefix or prefix.endswith('.') else prefix + '.'
         state = OrderedDict((k[len(prefix) :], v) for k, v in source.items() if k.startswith(prefix))
         own = self.state_dict()
         if not own.keys() & state.keys():
-            raise ValueError(_foreign_checkpoint_message(path, prefix, list(source)))
+            raise UserError(_foreign_checkpoint_message(path, prefix, list(source)))
         pos_embed = state.get('pos_embed')
         if isinstance(pos_embed, Tensor) and pos_embed.ndim == 3:
             grid = getattr(source, '_metadata', {}).get(prefix[:-1], {}).get(_GRID_KEY)
@@ -279,7 +280,7 @@ class SegmenterViT(BaseModule):
         try:
             missing, unexpected = self.load_state_dict(state, strict=False)
         except RuntimeError as error:  # torch's word for tensors of another shape
-            raise ValueError(f'{path} does not fit this SegmenterViT: {error}') from None
+            raise UserError(f'{path} does not fit this SegmenterViT: {error}') from None
         print_log(f'loaded the backbone from {path}: {len(own) - len(missing)} of {len(own)} tensors', 'current')
         for what, keys in (('not in the checkpoint, initialised randomly', missing), ('not used', unexpected)):
             if keys:
@@ -312,12 +313,12 @@ def _fit_checkpoint(
         return  # torch reports what is missing or of another shape
     if (f'{prefix}dist_token' in state_dict) != module.with_dist_token:
         found, set_to = ('no', False) if module.with_dist_token else ('a', True)
-        raise ValueError(f'the checkpoint has {found} {prefix}dist_token; set with_dist_token={set_to} in the backbone')
+        raise UserError(f'the checkpoint has {found} {prefix}dist_token; set with_dist_token={set_to} in the backbone')
     num_patches = state_dict[key].shape[1] - module.num_extra_tokens
     same_count = num_patches == module.grid[0] * module.grid[1]
     src_hw = local_metadata.get(_GRID_KEY) or (module.grid if same_count else square_grid(num_patches))
     if src_hw is None:
-        raise ValueError(
+        raise UserError(
             f'{key} has {num_patches} patch rows: neither the {module.grid[0]}x{module.grid[1]} grid of '
             f'img_size={tuple(module.img_size)} nor a square one; set img_size to the size it was trained with'
         )
@@ -347,7 +348,7 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     if isinstance(size, int):
         return size, size
     if len(size) not in (1, 2):
-        raise ValueError(f'img_size={tuple(size)}; expected one or two numbers')
+        raise UserError(f'img_size={tuple(size)}; expected one or two numbers')
     return size[0], size[-1]
 
 
@@ -355,5 +356,5 @@ def _layer_indices(out_indices: int | Sequence[int], num_layers: int) -> list[in
     indices = [out_indices] if isinstance(out_indices, int) else list(out_indices)
     wrong = [i for i in indices if not -num_layers <= i < num_layers]
     if wrong:
-        raise ValueError(f'out_indices={out_indices} with num_layers={num_layers}: no layer {wrong[0]}')
+        raise UserError(f'out_indices={out_indices} with num_layers={num_layers}: no layer {wrong[0]}')
     return [i % num_layers for i in indices]

@@ -5,11 +5,12 @@ from typing import Any
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from .common import LeanLossHead, check_num_classes
+from ...errors import UserError
+from .tiled_loss_head import TiledLossHead, check_num_classes
 
 
 @MODELS.register_module()
-class LinearHead(LeanLossHead):
+class LinearHead(TiledLossHead):
     """One linear layer per patch token.
 
     The same function and the same keys (``conv_seg.{weight,bias}``) as the
@@ -33,7 +34,7 @@ class LinearHead(LeanLossHead):
     ) -> None:
         check_num_classes(type(self).__name__, kwargs)
         if channels not in (None, in_channels):
-            raise ValueError(f'LinearHead: channels={channels} differs from in_channels={in_channels}; leave it out')
+            raise UserError(f'LinearHead: channels={channels} differs from in_channels={in_channels}; leave it out')
         kwargs.setdefault('init_cfg', dict(type='TruncNormal', std=0.02, override=dict(name='conv_seg')))
         super().__init__(in_channels=in_channels, channels=in_channels, dropout_ratio=dropout_ratio, **kwargs)
 

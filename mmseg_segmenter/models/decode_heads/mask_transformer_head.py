@@ -11,7 +11,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from ..layers import Linear, init_transformer_weights, transformer_blocks
-from .common import LeanLossHead, check_num_classes
+from .tiled_loss_head import TiledLossHead, check_num_classes
 
 
 @cache
@@ -22,7 +22,7 @@ def _say_what_is_replaced() -> None:
 
 # force: mmseg 1.2.2 has a class of this name.
 @MODELS.register_module(force=True)
-class SegmenterMaskTransformerHead(LeanLossHead):
+class SegmenterMaskTransformerHead(TiledLossHead):
     """Class embeddings and patches through a transformer, then their product.
 
     Arguments, defaults and state_dict keys are those of mmseg's class of the

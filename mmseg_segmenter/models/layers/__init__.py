@@ -1,6 +1,6 @@
 from .attention import PackedSelfAttention, SelfAttention
 from .block import FeedForward, TransformerBlock, drop_path_rates, init_transformer_weights, transformer_blocks
-from .linear import Linear
+from .cpu_linear import Linear
 from .position import resize_pos_embed, square_grid
 
 __all__ = [

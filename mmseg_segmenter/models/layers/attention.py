@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .linear import Linear, linear
+from ...errors import UserError
+from .cpu_linear import Linear, cpu_linear
 
 
 class PackedSelfAttention(nn.Module):
@@ -26,7 +27,7 @@ class PackedSelfAttention(nn.Module):
     def __init__(self, embed_dims: int, num_heads: int, attn_drop_rate: float = 0.0, bias: bool = True) -> None:
         super().__init__()
         if embed_dims % num_heads:
-            raise ValueError(f'embed_dims={embed_dims} is not divisible by num_heads={num_heads}')
+            raise UserError(f'embed_dims={embed_dims} is not divisible by num_heads={num_heads}')
         self.num_heads = num_heads
         self.attn_drop_rate = attn_drop_rate
         self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dims, embed_dims))
@@ -36,7 +37,7 @@ class PackedSelfAttention(nn.Module):
 
     def forward(self, x_BNC: Tensor) -> Tensor:
         B, N, C = x_BNC.shape
-        qkv = linear(x_BNC, self.in_proj_weight, self.in_proj_bias)
+        qkv = cpu_linear(x_BNC, self.in_proj_weight, self.in_proj_bias)
         qkv = qkv.view(B, N, 3, self.num_heads, C // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, N, C/H)
         dropout_p = self.attn_drop_rate if self.training else 0.0

@@ -9,8 +9,9 @@ from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ...errors import UserError
 from .attention import PackedSelfAttention, SelfAttention
-from .linear import Linear
+from .cpu_linear import Linear
 
 
 class FeedForward(nn.Module):
@@ -30,7 +31,7 @@ class FeedForward(nn.Module):
     ) -> None:
         super().__init__()
         if num_fcs < 2:
-            raise ValueError(f'num_fcs={num_fcs}; a feed-forward network needs at least 2')
+            raise UserError(f'num_fcs={num_fcs}; a feed-forward network needs at least 2')
         widths = [embed_dims, *[feedforward_channels] * (num_fcs - 1)]
         hidden = [
             nn.Sequential(

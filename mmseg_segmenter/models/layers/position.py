@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...errors import UserError
+
 Grid = tuple[int, int]
 
 
@@ -45,7 +47,7 @@ def resize_pos_embed(
     """
     expected = num_prefix_tokens + src_hw[0] * src_hw[1]
     if pos_embed.ndim != 3 or pos_embed.shape[1] != expected:
-        raise ValueError(
+        raise UserError(
             f'pos_embed has shape {tuple(pos_embed.shape)}; expected (1, {expected}, C) for a grid of '
             f'{src_hw[0]}x{src_hw[1]} patches and {num_prefix_tokens} extra token(s)'
         )

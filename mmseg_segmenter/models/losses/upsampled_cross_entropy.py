@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..layers.interpolation import linear
-from ..layers.logit_map import LogitMap
+from ..dense.axis_map import linear_resize
+from ..dense.logit_map import LogitMap
 
 
 def upsampled_cross_entropy(
@@ -51,7 +51,7 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(logits.dtype, torch.float32)
         (B, _, h, w), (_, H, W) = logits.shape, labels.shape
-        rows, columns = linear(h, H, align_corners, dtype), linear(w, W, align_corners, dtype)
+        rows, columns = linear_resize(h, H, align_corners, dtype), linear_resize(w, W, align_corners, dtype)
         source = logits.to(dtype).permute(0, 2, 1, 3)  # (B, h, K, w)
         gradient = torch.zeros_like(source) if with_gradient else None
         weight = None if class_weight is None else class_weight.to(dtype)

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+from ...errors import UserError
+
 
 def check_labels(data_samples: Iterable[Any], num_classes: int, ignore_index: int | None) -> None:
     """Refuse labels that are neither a class nor ``ignore_index``.
@@ -31,7 +33,7 @@ def check_labels(data_samples: Iterable[Any], num_classes: int, ignore_index: in
             values = labels[wrong].unique().tolist()
             found = ', '.join(map(str, values[:10])) + (', ...' if len(values) > 10 else '')
             name = sample.get('seg_map_path', None) or sample.get('img_path', None) or 'an annotation'
-            raise ValueError(
+            raise UserError(
                 f'{name}: found label {found}, expected 0 to {num_classes - 1} (num_classes={num_classes}) or '
                 f'{ignore_index} (ignored). Set num_classes of the head to the number of classes, or '
                 'reduce_zero_label=True in the dataset if 0 means "no class" and classes start at 1'

@@ -13,11 +13,11 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
-from ..decode_heads.common import LeanLossHead
-from ..layers.interpolation import AxisMap, average_windows, linear, window_starts
-from ..layers.logit_map import LogitMap, labels
+from ...errors import UserError
+from ..decode_heads.tiled_loss_head import TiledLossHead
+from ..dense import AxisMap, LogitMap, argmax_labels, average_windows, linear_resize, window_starts
+from ..load_report import report_loading
 from .label_check import check_labels
-from .load_report import report_loading
 
 
 @MODELS.register_module()
@@ -89,18 +89,18 @@ class Segmenter(EncoderDecoder):
         cfg = self.test_cfg
         divisor, patch = cfg.get('size_divisor'), getattr(self.backbone, 'patch_size', 1)
         if divisor is not None and (not isinstance(divisor, int) or divisor < 1 or divisor % patch):
-            raise ValueError(
+            raise UserError(
                 f'test_cfg.size_divisor={divisor!r}; expected a positive multiple of the patch size {patch}'
             )
         batch_size = cfg.get('window_batch_size', 1)
         if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f'test_cfg.window_batch_size={batch_size!r}; expected a positive number of windows')
+            raise UserError(f'test_cfg.window_batch_size={batch_size!r}; expected a positive number of windows')
         if cfg.mode not in ('slide', 'whole'):
-            raise ValueError(f"test_cfg.mode={cfg.mode!r}; expected 'slide' or 'whole'")
+            raise UserError(f"test_cfg.mode={cfg.mode!r}; expected 'slide' or 'whole'")
         if cfg.mode == 'slide':
             crop, stride = cfg.get('crop_size'), cfg.get('stride')
             if crop is None or stride is None or any(not 0 < s <= c for s, c in zip(stride, crop, strict=True)):
-                raise ValueError(
+                raise UserError(
                     f'test_cfg.crop_size={crop}, stride={stride}; sliding windows need both, with a stride from 1 to '
                     'the window size'
                 )
@@ -111,10 +111,10 @@ class Segmenter(EncoderDecoder):
             auxiliary = self.auxiliary_head
             heads += list(auxiliary) if isinstance(auxiliary, torch.nn.ModuleList) else [auxiliary]
         # Others make a target of their own from the annotation (STDC: boundaries).
-        plain = (BaseDecodeHead.loss_by_feat, LeanLossHead.loss_by_feat)
+        plain = (BaseDecodeHead.loss_by_feat, TiledLossHead.loss_by_feat)
         counts = [head.num_classes for head in heads if head is heads[0] or type(head).loss_by_feat in plain]
         if len(set(counts)) > 1:
-            raise ValueError(
+            raise UserError(
                 f'num_classes of decode_head is {counts[0]}, of auxiliary_head {", ".join(map(str, counts[1:]))}; '
                 'expected the same'
             )
@@ -122,7 +122,7 @@ class Segmenter(EncoderDecoder):
         self._num_labels = max(self.num_classes, 2) if self.out_channels == 1 else self.num_classes
         padding, ignored = getattr(self.data_preprocessor, 'seg_pad_val', None), self.decode_head.ignore_index
         if padding is not None and padding != ignored and not 0 <= padding < self._num_labels:
-            raise ValueError(
+            raise UserError(
                 f'data_preprocessor.seg_pad_val={padding} is neither a class nor ignore_index={ignored} of the head; '
                 'set them to the same value'
             )
@@ -147,7 +147,7 @@ class Segmenter(EncoderDecoder):
             if self.test_cfg.get('return_logits'):
                 logits = logit_map.full()
                 result.seg_logits = PixelData(data=logits if self.out_channels > 1 else logits.sigmoid())
-            found = labels([logit_map], getattr(self.decode_head, 'threshold', 0.5))
+            found = argmax_labels([logit_map], getattr(self.decode_head, 'threshold', 0.5))
             result.pred_sem_seg = PixelData(data=found[None])
         return results
 
@@ -172,7 +172,7 @@ class Segmenter(EncoderDecoder):
             if meta.get('flip'):
                 direction = meta['flip_direction']
                 if direction not in ('horizontal', 'vertical', 'diagonal'):
-                    raise ValueError(f'flip_direction={direction!r}; expected horizontal, vertical or diagonal')
+                    raise UserError(f'flip_direction={direction!r}; expected horizontal, vertical or diagonal')
                 r = r.flip() if direction in ('vertical', 'diagonal') else r
                 c = c.flip() if direction in ('horizontal', 'diagonal') else c
             ori_h, ori_w = meta['ori_shape'][:2]
@@ -228,11 +228,11 @@ class Segmenter(EncoderDecoder):
         for start in range(0, len(places), batch_size):
             chunk = places[start : start + batch_size]
             crops = torch.stack([inputs[i, :, ys[iy] : ys[iy] + h, xs[ix] : xs[ix] + w] for i, iy, ix in chunk])
-            logits, stands_for = self._window_logits(crops, [metas[i] for i, _, _ in chunk])
+            logits, window_size = self._window_logits(crops, [metas[i] for i, _, _ in chunk])
             (K, *cells), dtype = logits.shape[1:], torch.promote_types(logits.dtype, torch.float32)
             if canvas is None:
-                rows = self._axis_map(size[0], ys, h, cells[0], stands_for[0], dtype)
-                columns = self._axis_map(size[1], xs, w, cells[1], stands_for[1], dtype)
+                rows = self._axis_map(size[0], ys, h, cells[0], window_size[0], dtype)
+                columns = self._axis_map(size[1], xs, w, cells[1], window_size[1], dtype)
                 # Sums over windows are in at least float32, even under autocast.
                 canvas = logits.new_zeros(len(inputs), rows[1], K, columns[1], dtype=dtype)
             for one, (i, iy, ix) in zip(logits, chunk, strict=True):
@@ -242,10 +242,10 @@ class Segmenter(EncoderDecoder):
         return canvas, rows[2], columns[2]
 
     def _axis_map(
-        self, length: int, starts: list[int], window: int, cells: int, stands_for: int, dtype: torch.dtype
+        self, length: int, starts: list[int], window: int, cells: int, window_size: int, dtype: torch.dtype
     ) -> tuple[list[int], int, AxisMap]:
         """:func:`average_windows` for one axis of an image, of windows of ``cells`` logits each."""
-        to_window = linear(cells, stands_for, self.align_corners, dtype)
+        to_window = linear_resize(cells, window_size, self.align_corners, dtype)
         if self.test_cfg.get('size_divisor') is not None:
             to_window = to_window[:window]
         if len(starts) == 1:  # mmseg may stretch the only one to another length

@@ -7,7 +7,7 @@ from mmseg.models.segmentors import SegTTAModel as MMSegTTAModel
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
-from ..layers.logit_map import labels
+from ..dense import argmax_labels
 from .segmenter import Segmenter
 
 
@@ -44,6 +44,6 @@ class SegTTAModel(MMSegTTAModel):
         results = augmentations[0][0]
         threshold = getattr(self.module.decode_head, 'threshold', 0.5)
         for i, result in enumerate(results):
-            found = labels([maps[i] for _, maps in augmentations], threshold)
+            found = argmax_labels([maps[i] for _, maps in augmentations], threshold)
             result.pred_sem_seg = PixelData(data=found[None])
         return results

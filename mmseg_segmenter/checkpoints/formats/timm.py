@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from .keymap import Conversion, Rule, convert, invert
+from ..keymap import Conversion, Rule, convert, invert
 
 _PARTS = {'norm1': 'ln1', 'attn.qkv': 'attn.attn.in_proj', 'attn.proj': 'attn.attn.out_proj', 'norm2': 'ln2',
           'mlp.fc1': 'ffn.layers.0.0', 'mlp.fc2': 'ffn.layers.1'}  # fmt: skip

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .interpolation import AxisMap
+from .axis_map import AxisMap
 
 # Small enough for a CPU's cache, large enough to keep a GPU busy; in bytes of logits.
 _TILE_BYTES = {'cpu': 4 << 20, 'cuda': 128 << 20}
@@ -78,7 +78,7 @@ class LogitMap:
                 yield slice(y, min(y + height, H)), slice(x, min(x + width, W))
 
 
-def labels(maps: Sequence[LogitMap], threshold: float = 0.5) -> Tensor:
+def argmax_labels(maps: Sequence[LogitMap], threshold: float = 0.5) -> Tensor:
     """The class of each pixel: of the highest logit, or the highest mean probability over several maps.
 
     Args:

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmseg_segmenter.models.layers.interpolation import average_windows, identity, linear, window_starts
+from mmseg_segmenter.models.dense import average_windows, identity, linear_resize, window_starts
 
 
 def apply(axis_map, values):
@@ -17,20 +17,20 @@ def apply(axis_map, values):
 def test_linear_is_torchs_interpolation(n_in, n_out, align_corners, dtype, tolerance):
     values = torch.randn(1, 3, n_in, dtype=dtype)
     expected = F.interpolate(values, n_out, mode='linear', align_corners=align_corners)
-    found = apply(linear(n_in, n_out, align_corners, dtype), values)
+    found = apply(linear_resize(n_in, n_out, align_corners, dtype), values)
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
 
 
 def test_maps_compose_crop_and_flip():
     values = torch.randn(2, 6, dtype=torch.float64)
-    axis_map = linear(6, 20, dtype=torch.float64)[3:18].flip().resize(31)
+    axis_map = linear_resize(6, 20, dtype=torch.float64)[3:18].flip().resize(31)
     expected = F.interpolate(values[None], 20, mode='linear')[..., 3:18].flip(-1)
     expected = F.interpolate(expected, 31, mode='linear')[0]
     torch.testing.assert_close(apply(axis_map, values), expected, rtol=0, atol=1e-12)
 
 
 def test_dense_leaves_out_unused_inputs():
-    axis_map = linear(50, 800, dtype=torch.float64)
+    axis_map = linear_resize(50, 800, dtype=torch.float64)
     inputs, matrix = axis_map.dense(slice(320, 400))
     assert (inputs.start, inputs.stop) == (19, 26) and matrix.shape == (80, 7)
     values = torch.randn(50, dtype=torch.float64)
@@ -51,7 +51,7 @@ def test_windows_are_averaged(length, window, stride, cells):
         total[start : start + window] += F.interpolate(inputs[None, None], window, mode='linear')[0, 0]
         count[start : start + window] += 1
     assert count.min() > 0
-    to_window = linear(cells, window, dtype=torch.float64)
+    to_window = linear_resize(cells, window, dtype=torch.float64)
     places, size, axis_map = average_windows(length, starts, to_window, cells)
     assert size == (length if cells == window else cells * len(starts))
     inputs = torch.zeros(size, dtype=torch.float64)

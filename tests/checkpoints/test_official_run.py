@@ -15,7 +15,7 @@ from mmengine.runner import load_checkpoint
 from mmseg.registry import MODELS
 from torch.testing import assert_close
 
-from mmseg_segmenter.checkpoints.segm_run import convert_run, official_state, read_variant, write_official_run
+from mmseg_segmenter.checkpoints.official_run import convert_run, official_state, read_variant, write_official_run
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'model_converters' / 'segm2mmseg.py'
 VARIANT = """

@@ -4,7 +4,7 @@ import json
 import textwrap
 from typing import Any
 
-from ..checkpoints.io import replace_file, write_text
+from ...files import replace_file, write_text
 from .check import Problem, Report
 
 _SHOWN = 3  # files named on the screen
@@ -123,7 +123,7 @@ def plot(report: Report, path: str) -> None:
     Raises:
         OSError: cannot write there.
     """
-    from ..visualization.plots import new_figure
+    from ...visualization.plots import new_figure
 
     K = len(report.classes)
     shares = {

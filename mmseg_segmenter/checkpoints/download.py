@@ -12,6 +12,8 @@ from urllib.parse import urlparse
 import torch
 from filelock import FileLock
 
+from ..errors import FileAccessError, MissingFileError
+
 PREFIX = 'augreg://'
 _ATTEMPTS = 4
 _CHUNK = 1 << 20
@@ -46,15 +48,15 @@ def locate(name: str) -> str:
     """
     file_name = name.removeprefix(PREFIX).removesuffix('.npz') + '.npz'
     if os.path.basename(file_name) != file_name:
-        raise FileNotFoundError(f'{name}: expected the name of a file, without folders')
+        raise MissingFileError(f'{name}: expected the name of a file, without folders')
     places = [os.path.join('pretrain', file_name), os.path.join(cache_folder(), file_name)]
     for path in places:
         if os.path.isfile(path):
             return path
     target = places[-1]
-    problem = _keep(base_url() + file_name, target)
+    problem = ensure_downloaded(base_url() + file_name, target)
     if problem:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f'{name}: {problem}. Get {base_url()}{file_name} on another way and put it at '
             f'{os.path.join(os.getcwd(), places[0])} or {target}'
         )
@@ -76,20 +78,20 @@ def fetch(url: str) -> str:
         OSError: the folder cannot be made.
     """
     target = os.path.join(torch.hub.get_dir(), 'checkpoints', os.path.basename(urlparse(url).path))
-    problem = _keep(url, target)
+    problem = ensure_downloaded(url, target)
     if problem:
-        raise FileNotFoundError(f'{url}: {problem}. Get it on another way and put it at {target}')
+        raise MissingFileError(f'{url}: {problem}. Get it on another way and put it at {target}')
     return target
 
 
-def _keep(url: str, target: str) -> str:
+def ensure_downloaded(url: str, target: str) -> str:
     """Download a file unless it is here; what is wrong, or ''."""
     if os.path.isfile(target):
         return ''
     try:
         os.makedirs(os.path.dirname(target), exist_ok=True)
     except OSError as error:
-        raise OSError(f'cannot make the cache folder {os.path.dirname(target)}: {error.strerror}') from None
+        raise FileAccessError(f'cannot make the cache folder {os.path.dirname(target)}: {error.strerror}') from None
     with FileLock(target + '.lock'):
         # another process may have been faster
         return '' if os.path.isfile(target) else _download(url, target)

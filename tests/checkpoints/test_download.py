@@ -14,7 +14,7 @@ from evil import Evil
 from mmengine.runner import CheckpointLoader, load_checkpoint
 
 from mmseg_segmenter import SegmenterViT
-from mmseg_segmenter.checkpoints import hub
+from mmseg_segmenter.checkpoints import download
 
 NPZ = Path(__file__).parents[1] / 'data' / 'augreg_tiny_i21k.npz'
 MODEL = dict(img_size=32, patch_size=8, embed_dims=32, num_layers=2, num_heads=2, final_norm=True)
@@ -54,7 +54,7 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setenv('MMSEG_SEGMENTER_CACHE', str(tmp_path / 'cache'))
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
     monkeypatch.setenv('no_proxy', '127.0.0.1')
-    monkeypatch.setattr(hub.time, 'sleep', lambda _: None)
+    monkeypatch.setattr(download.time, 'sleep', lambda _: None)
     monkeypatch.chdir(tmp_path)
     yield Handler
     httpd.shutdown()
@@ -76,14 +76,14 @@ def test_cold_then_warm(server, tmp_path):
 def test_local_file_comes_first(server, tmp_path):
     (tmp_path / 'pretrain').mkdir()
     (tmp_path / 'pretrain' / 'vit.npz').write_bytes(NPZ.read_bytes())
-    assert hub.locate('augreg://vit.npz') == os.path.join('pretrain', 'vit.npz') and not server.requests
+    assert download.locate('augreg://vit.npz') == os.path.join('pretrain', 'vit.npz') and not server.requests
 
 
 @pytest.mark.parametrize('supports_range', [True, False])
 def test_broken_connection_is_resumed(server, tmp_path, supports_range):
     server.supports_range = supports_range
     server.cut[:] = [1000, 5000]
-    assert Path(hub.locate('augreg://vit')).read_bytes() == NPZ.read_bytes()
+    assert Path(download.locate('augreg://vit')).read_bytes() == NPZ.read_bytes()
     # 1000 bytes, then 5000 more (or, without ranges, 5000 anew)
     resumed = f'bytes={6000 if supports_range else 5000}-'
     assert [r for _, r in server.requests] == [None, 'bytes=1000-', resumed]
@@ -91,39 +91,39 @@ def test_broken_connection_is_resumed(server, tmp_path, supports_range):
 
 
 def test_connection_that_stays_broken(server, tmp_path):
-    server.cut[:] = [100] * hub._ATTEMPTS
+    server.cut[:] = [100] * download._ATTEMPTS
     with pytest.raises(
         FileNotFoundError, match=r'augreg://vit: download failed \(400 of [\d,]+ bytes came\)\. Get http'
     ):
-        hub.locate('augreg://vit')
+        download.locate('augreg://vit')
     assert kept(tmp_path) == ['vit.npz.part']
-    hub.locate('augreg://vit')  # a later try goes on from there
+    download.locate('augreg://vit')  # a later try goes on from there
     assert server.requests[-1][1] == 'bytes=400-' and kept(tmp_path) == ['vit.npz']
 
 
 def test_part_longer_than_the_file(server, tmp_path):
     (tmp_path / 'cache').mkdir()
     (tmp_path / 'cache' / 'vit.npz.part').write_bytes(b'x' * (len(server.content) + 1))
-    assert Path(hub.locate('augreg://vit')).read_bytes() == NPZ.read_bytes()
+    assert Path(download.locate('augreg://vit')).read_bytes() == NPZ.read_bytes()
 
 
 def test_answer_of_another_kind(server, tmp_path):
     server.content = b'<html>please log in</html>'
     with pytest.raises(FileNotFoundError, match=r'the 26 bytes that came are not an \.npz file'):
-        hub.locate('augreg://vit')
+        download.locate('augreg://vit')
     assert kept(tmp_path) == []
 
 
 def test_unknown_name(server, tmp_path):
     with pytest.raises(FileNotFoundError, match=r'augreg://nothing: the server answered 404') as error:
-        hub.locate('augreg://nothing')
+        download.locate('augreg://nothing')
     assert f'{tmp_path}/pretrain/nothing.npz or {tmp_path}/cache/nothing.npz' in str(error.value)
     assert len(server.requests) == 1
 
 
 def test_name_with_folders(server):
     with pytest.raises(FileNotFoundError, match='without folders'):
-        hub.locate('augreg://../../etc/passwd')
+        download.locate('augreg://../../etc/passwd')
 
 
 def test_offline(server, monkeypatch):
@@ -131,11 +131,11 @@ def test_offline(server, monkeypatch):
     with pytest.raises(
         FileNotFoundError, match=r'download failed \(.*refused.*\)\. Get http://127\.0\.0\.1:9/vit\.npz'
     ):
-        hub.locate('augreg://vit')
+        download.locate('augreg://vit')
 
 
 def test_two_processes_download_once(server, tmp_path):
-    code = 'from mmseg_segmenter.checkpoints import hub; print(hub.locate("augreg://vit"))'
+    code = 'from mmseg_segmenter.checkpoints import download; print(download.locate("augreg://vit"))'
     processes = [subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [p.communicate()[0].strip().splitlines()[-1] for p in processes]
     assert outputs == [str(tmp_path / 'cache' / 'vit.npz')] * 2 and len(server.requests) == 1
@@ -145,7 +145,7 @@ def test_cache_that_cannot_be_made(server, tmp_path, monkeypatch):
     (tmp_path / 'file').touch()
     monkeypatch.setenv('MMSEG_SEGMENTER_CACHE', str(tmp_path / 'file' / 'cache'))
     with pytest.raises(OSError, match='cannot make the cache folder'):
-        hub.locate('augreg://vit')
+        download.locate('augreg://vit')
 
 
 def test_damaged_file_in_the_cache_is_named(server, tmp_path):

@@ -12,6 +12,8 @@ from typing import Any
 from mmengine.logging import print_log
 from torch import nn
 
+from ..errors import UserError
+
 # Key under which a loader may note the name of the file in the state_dict's metadata of the whole model.
 FILE_KEY = 'checkpoint_file'
 
@@ -39,7 +41,7 @@ def check_all_loaded(model: nn.Module) -> None:
     """
     name, left = model.__dict__.get('_not_loaded', ('', []))
     if left:
-        raise ValueError(
+        raise UserError(
             f'{name} is not a checkpoint of this model: {len(left)} tensors are missing or of another shape, the '
             f'first {left[0]}'
         )

@@ -18,8 +18,9 @@ from mmengine.fileio import list_dir_or_file
 from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.registry import DATASETS
 
-from ..engine import check_datasets, decode_head, evaluators
-from .inspection import Found, Inspector, Tally, transform_of
+from ...engine import check_datasets, decode_head, evaluators
+from ...errors import UserError
+from .files import FileProblem, Inspector, SplitStatistics, transform_of
 
 Severity = Literal['ERROR', 'WARNING']
 _CHUNK = 8  # images that a worker takes at a time
@@ -110,7 +111,7 @@ class Report:
     config: str
     classes: list[str]
     ignore_index: int
-    tallies: dict[str, Tally]
+    tallies: dict[str, SplitStatistics]
     problems: list[Problem]
     seconds: float
     workers: int
@@ -120,7 +121,7 @@ class Report:
         return [problem for problem in self.problems if problem.severity == 'ERROR']
 
 
-def check(cfg: Config, workers: int | None = None, progress: bool = True) -> Report:
+def check_dataset(cfg: Config, workers: int | None = None, progress: bool = True) -> Report:
     """Read every image and mask of a config, as training and testing would.
 
     Memory does not grow with the dataset, but for 16 bytes per image that find
@@ -137,7 +138,7 @@ def check(cfg: Config, workers: int | None = None, progress: bool = True) -> Rep
             would spoil every file.
     """
     if workers is not None and workers < 1:
-        raise ValueError(f'workers={workers}; expected at least 1')
+        raise UserError(f'workers={workers}; expected at least 1')
     loaders = [f'{split}_dataloader' for split in ('train', 'val', 'test') if cfg.get(f'{split}_dataloader')]
     check_datasets(cfg, tuple(loaders))
     model = _Model(cfg)
@@ -150,7 +151,7 @@ def check(cfg: Config, workers: int | None = None, progress: bool = True) -> Rep
             continue
         parts[name.removesuffix('_dataloader')] = list(_leaves(DATASETS.build(dataset_cfg)))
     if not parts:
-        raise ValueError(f'{cfg.filename} has no train_dataloader, val_dataloader or test_dataloader')
+        raise UserError(f'{cfg.filename} has no train_dataloader, val_dataloader or test_dataloader')
     classes = _check_config(cfg, model, parts, problems)
     inspectors = [
         (split, Inspector(d, model.num_classes, model.ignore_index, model.in_channels, _crop_size(d, split)))
@@ -160,7 +161,7 @@ def check(cfg: Config, workers: int | None = None, progress: bool = True) -> Rep
     for split, inspector in inspectors:
         _check_reduce_zero_label(split, inspector.dataset)
     start = time.perf_counter()
-    tallies = {split: Tally() for split in parts}
+    tallies = {split: SplitStatistics() for split in parts}
     duplicates = _Duplicates(inspectors)
     workers = workers or _cores()
     for k, tally in _inspect_all([inspector for _, inspector in inspectors], workers, progress):
@@ -201,7 +202,7 @@ class _Model:
         model = cfg.get('model') or {}
         head = decode_head(cfg)
         if head.get('num_classes') is None:
-            raise ValueError(f'{cfg.filename} has no model.decode_head.num_classes')
+            raise UserError(f'{cfg.filename} has no model.decode_head.num_classes')
         # One sigmoid map tells two classes apart: mmseg's binary mode.
         self.num_classes = max(head.num_classes, 2) if head.get('out_channels') == 1 else head.num_classes
         self.ignore_index = head.get('ignore_index', 255)
@@ -231,7 +232,7 @@ def _crop_size(dataset: BaseDataset, split: str) -> tuple[int, int] | None:
 def _check_reduce_zero_label(split: str, dataset: BaseDataset) -> None:
     load = transform_of(dataset, LoadAnnotations)
     if load is not None and load.reduce_zero_label not in (None, dataset.reduce_zero_label):
-        raise ValueError(
+        raise UserError(
             f'{split}_dataloader: LoadAnnotations has reduce_zero_label={load.reduce_zero_label}, the dataset '
             f'{dataset.reduce_zero_label}; set it in the dataset only'
         )
@@ -255,7 +256,7 @@ def _check_config(
         for dataset in datasets:
             names = dataset.metainfo.get('classes') or []
             if isinstance(names, str):
-                raise ValueError(f'{split}_dataloader: classes={names!r} is one text; write a list, [{names!r}, ...]')
+                raise UserError(f'{split}_dataloader: classes={names!r} is one text; write a list, [{names!r}, ...]')
             if len(names) != K:
                 error(
                     'num_classes',
@@ -296,12 +297,12 @@ def _start_worker(inspectors: list[Inspector]) -> None:
     _inspectors[:] = inspectors
 
 
-def _inspect_chunk(task: tuple[int, range]) -> tuple[int, Tally]:
+def _inspect_chunk(task: tuple[int, range]) -> tuple[int, SplitStatistics]:
     k, indices = task
     return k, _inspectors[k].inspect(indices)
 
 
-def _inspect_all(inspectors: list[Inspector], workers: int, progress: bool) -> Iterator[tuple[int, Tally]]:
+def _inspect_all(inspectors: list[Inspector], workers: int, progress: bool) -> Iterator[tuple[int, SplitStatistics]]:
     """Tallies of all images, in order and in chunks, each with the index of its dataset."""
     tasks = [
         (k, range(start, min(start + _CHUNK, len(inspector.dataset))))
@@ -322,7 +323,7 @@ def _inspect_all(inspectors: list[Inspector], workers: int, progress: bool) -> I
             print(file=sys.stderr)
 
 
-def _advance(bar: ProgressBar | None, tally: Tally) -> Tally:
+def _advance(bar: ProgressBar | None, tally: SplitStatistics) -> SplitStatistics:
     if bar is not None:
         bar.update(tally.images)
     return tally
@@ -334,7 +335,7 @@ class _Duplicates:
     def __init__(self, inspectors: list[tuple[str, Inspector]]) -> None:
         self.inspectors = inspectors
         self.first: dict[bytes, tuple[int, int]] = {}
-        self.found: dict[tuple[str, str], Found] = {}
+        self.found: dict[tuple[str, str], FileProblem] = {}
 
     def add(self, k: int, digests: dict[int, bytes]) -> None:
         for i, digest in digests.items():
@@ -343,7 +344,7 @@ class _Duplicates:
                 splits = self.inspectors[j][0], self.inspectors[k][0]
                 path = self.inspectors[k][1].dataset.get_data_info(i)['img_path']
                 same = self.inspectors[j][1].dataset.get_data_info(other)['img_path']
-                self.found.setdefault(splits, Found()).add(path, f'same as {same}')
+                self.found.setdefault(splits, FileProblem()).add(path, f'same as {same}')
 
     def problems(self) -> Iterator[Problem]:
         for (a, b), found in self.found.items():
@@ -357,7 +358,7 @@ class _Duplicates:
 # Names of files
 
 
-def _check_names(dataset: BaseDataset, tally: Tally) -> None:
+def _check_names(dataset: BaseDataset, tally: SplitStatistics) -> None:
     """Find files that the dataset passes over: by a list of files it does so on purpose."""
     if os.path.isfile(dataset.ann_file or '') or dataset._indices is not None:
         return
@@ -426,7 +427,7 @@ def _numbers(name: str) -> tuple[str, ...]:
 # From sums to problems
 
 
-def _file_problems(split: str, tally: Tally, datasets: list[BaseDataset], model: _Model) -> Iterator[Problem]:
+def _file_problems(split: str, tally: SplitStatistics, datasets: list[BaseDataset], model: _Model) -> Iterator[Problem]:
     for kind, (severity, message, hint) in _KINDS.items():
         found = tally.found.get(kind)
         if found is None:
@@ -440,7 +441,7 @@ def _file_problems(split: str, tally: Tally, datasets: list[BaseDataset], model:
         yield Problem(severity, split, kind, message, hint, found.count, found.files)
 
 
-def _labels_hint(tally: Tally, dataset: BaseDataset, model: _Model) -> str:
+def _labels_hint(tally: SplitStatistics, dataset: BaseDataset, model: _Model) -> str:
     """What may be meant by labels that are no class."""
     K, values = model.num_classes, sorted(v for v in tally.stored if v != model.ignore_index)
     if not values:  # masks that Pillow cannot read, but the backend of the config can
@@ -467,7 +468,7 @@ def _labels_hint(tally: Tally, dataset: BaseDataset, model: _Model) -> str:
 
 
 def _label_problems(
-    split: str, tally: Tally, dataset: BaseDataset, classes: list[str], model: _Model
+    split: str, tally: SplitStatistics, dataset: BaseDataset, classes: list[str], model: _Model
 ) -> Iterator[Problem]:
     """Labels that are classes, yet not what was meant."""
     if not tally.label_pixels:
@@ -497,7 +498,7 @@ def _label_problems(
         yield Problem('WARNING', split, 'mostly_ignored', f'{share:.0%} of the pixels are ignored')
 
 
-def _reduce_hint(tally: Tally, dataset: BaseDataset, model: _Model) -> str:
+def _reduce_hint(tally: SplitStatistics, dataset: BaseDataset, model: _Model) -> str:
     values = sorted(v for v in tally.stored if v != model.ignore_index)
     if dataset.reduce_zero_label and values and values[-1] == model.num_classes - 1 and 0 in tally.stored:
         return (
@@ -507,7 +508,7 @@ def _reduce_hint(tally: Tally, dataset: BaseDataset, model: _Model) -> str:
     return ''
 
 
-def _brightness_problem(split: str, tally: Tally, model: _Model) -> Iterator[Problem]:
+def _brightness_problem(split: str, tally: SplitStatistics, model: _Model) -> Iterator[Problem]:
     if model.mean and tally.brightest > 255 and max(model.mean) < 256:
         yield Problem(
             'WARNING',

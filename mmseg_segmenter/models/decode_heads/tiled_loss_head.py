@@ -8,6 +8,7 @@ from mmseg.models.losses import CrossEntropyLoss
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
+from ...errors import UserError
 from ..losses import upsampled_cross_entropy
 
 
@@ -24,21 +25,21 @@ def check_num_classes(head: str, kwargs: dict[str, Any]) -> None:
     """
     num_classes, out_channels = kwargs.get('num_classes'), kwargs.get('out_channels')
     if num_classes is None:
-        raise ValueError(f'{head}: num_classes is not set')
+        raise UserError(f'{head}: num_classes is not set')
     if num_classes < 2:
-        raise ValueError(
+        raise UserError(
             f'{head}: num_classes={num_classes}, expected at least 2; for binary segmentation set num_classes=2 '
             '(background and foreground)'
         )
     if out_channels not in (None, num_classes):
-        raise ValueError(
+        raise UserError(
             f'{head}: out_channels={out_channels} differs from num_classes={num_classes}; leave out_channels out '
             '(for binary segmentation num_classes=2 gives one map for background and one for foreground)'
         )
     kwargs['out_channels'] = num_classes
 
 
-class LeanLossHead(BaseDecodeHead):
+class TiledLossHead(BaseDecodeHead):
     """A head whose plain cross-entropy never has logits at full resolution.
 
     Loss, gradient and accuracy are those of ``BaseDecodeHead`` (a pixel whose
@@ -58,7 +59,7 @@ class LeanLossHead(BaseDecodeHead):
             weights = getattr(loss, 'class_weight', None)
             # cross-entropy would fail on the first label beyond the list, and not at all on a longer one
             if weights is not None and len(weights) != self.num_classes:
-                raise ValueError(
+                raise UserError(
                     f'loss_decode.class_weight has {len(weights)} weights, expected one for each of the '
                     f'{self.num_classes} classes'
                 )

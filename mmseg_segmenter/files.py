@@ -1,107 +1,16 @@
-"""Read foreign files without executing anything in them; write ours whole or not at all."""
+"""Write files whole or not at all, and find out before the work whether they can be written."""
 
 import errno
-import hashlib
 import os
 import shutil
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from .. import __version__
-from ..compat import load_from_local
-
-
-def read_tensors(path: str) -> dict[str, Tensor]:
-    """Tensors of a checkpoint file, by its suffix ``.npz``, ``.safetensors`` or torch.
-
-    A torch file may hold the tensors below ``state_dict`` (OpenMMLab) or
-    ``model`` (DeiT, official Segmenter).
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: damaged, refused or without tensors; names the file.
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f'{path} not found (working directory: {os.getcwd()})')
-    if path.endswith('.npz'):
-        return read_npz(path)
-    if path.endswith('.safetensors'):
-        return _read_safetensors(path)
-    content = load_from_local(path, map_location='cpu')
-    for key in ('state_dict', 'model'):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()) or not content:
-        found = ', '.join(map(str, list(content)[:5])) if isinstance(content, Mapping) else type(content).__name__
-        raise ValueError(f'{path}: expected tensors by name, below "state_dict", "model" or directly; found {found}')
-    return dict(content)
-
-
-def read_npz(path: str) -> dict[str, Tensor]:
-    """Arrays of an ``.npz`` file as tensors, without copies.
-
-    Raises:
-        ValueError: not an ``.npz`` file, cut short, or with pickled objects
-            (which are refused: unpickling runs code).
-    """
-    size = f'{os.path.getsize(path):,} bytes'
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f'{path} ({size}) is not an .npz file; it may be incomplete or another kind of file')
-    tensors = {}
-    key = ''
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            for key in file.files:
-                array = file[key]
-                if array.dtype.kind not in 'fiub':
-                    raise ValueError(f'{path}: array {key!r} has dtype {array.dtype}, expected numbers')
-                tensors[key] = torch.from_numpy(array)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise ValueError(f'{path} ({size}) is damaged at {key!r} ({error})') from None
-    except ValueError as error:
-        if 'allow_pickle' in str(error):
-            raise ValueError(f'{path}: refused, array {key!r} is a pickled object') from None
-        raise
-    return tensors
-
-
-def _read_safetensors(path: str) -> dict[str, Tensor]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError:
-        raise ImportError(f'{path}: run pip install safetensors to read it') from None
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f'{path} ({os.path.getsize(path):,} bytes) is not a readable checkpoint ({error})') from None
-
-
-def sha256(path: str) -> str:
-    """Hex digest of a file."""
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def provenance(source: str, architecture: object) -> dict[str, str]:
-    """The ``meta`` of a converted checkpoint: what it was made of, and by what."""
-    return dict(
-        source=os.path.basename(source),
-        sha256=sha256(source),
-        architecture=str(architecture),
-        converter=f'mmseg_segmenter {__version__}',
-    )
+from .errors import ExistingFileError, FileAccessError, NotAFileError, UserError
 
 
 def refuse_existing(path: str, force: bool) -> None:
@@ -112,9 +21,9 @@ def refuse_existing(path: str, force: bool) -> None:
         IsADirectoryError: ``path`` is a folder.
     """
     if os.path.isdir(path):
-        raise IsADirectoryError(f'{path} is a folder, expected the name of a file')
+        raise NotAFileError(f'{path} is a folder, expected the name of a file')
     if os.path.exists(path) and not force:
-        raise FileExistsError(f'{path} exists; use --force to replace it')
+        raise ExistingFileError(f'{path} exists; use --force to replace it')
 
 
 def check_destination(path: str, suffix: str = '') -> None:
@@ -130,7 +39,7 @@ def check_destination(path: str, suffix: str = '') -> None:
     """
     if not path.endswith(suffix) or os.path.isdir(path) or not os.path.basename(path):
         ends = f' that ends in {suffix}' if suffix else ''
-        raise ValueError(f'out={path}; expected the name of a file{ends}')
+        raise UserError(f'out={path}; expected the name of a file{ends}')
     folder = os.path.abspath(os.path.dirname(path))
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
@@ -162,7 +71,7 @@ def write_text(path: str, text: str) -> None:
         file.write(text)
 
 
-def write_whole(
+def write_atomically(
     folder: str,
     writers: Mapping[str, Callable[[str], None]],
     force: bool = False,
@@ -218,7 +127,7 @@ def replace_file(path: str, write: Callable[[str], None]) -> None:
         OSError: cannot write there; nothing is left behind.
     """
     folder, name = os.path.split(path)
-    write_whole(folder, {name: write}, force=True)
+    write_atomically(folder, {name: write}, force=True)
 
 
 @contextmanager
@@ -239,4 +148,4 @@ def _cannot_write(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(f'cannot write {path}: {error.strerror or error}') from None
+        raise FileAccessError(f'cannot write {path}: {error.strerror or error}') from None

@@ -14,7 +14,7 @@ from mmengine.dataset import BaseDataset
 from mmseg.datasets.transforms import LoadAnnotations
 from PIL import Image, UnidentifiedImageError
 
-from .colours import pack_colours, unpack_colour
+from ..colours import pack_colours, unpack_colour
 
 # So many files are named for each problem (all are counted): what is kept does not grow with the dataset.
 MAX_NAMED = 1000
@@ -23,7 +23,7 @@ _EXIF_ORIENTATION = 0x0112
 
 
 @dataclass
-class Found:
+class FileProblem:
     """Files with the same problem.
 
     Attributes:
@@ -39,13 +39,13 @@ class Found:
         if len(self.files) < MAX_NAMED:
             self.files.append(f'{name} ({detail})' if detail else name)
 
-    def merge(self, other: 'Found') -> None:
+    def merge(self, other: 'FileProblem') -> None:
         self.count += other.count
         self.files += other.files[: MAX_NAMED - len(self.files)]
 
 
 @dataclass
-class Tally:
+class SplitStatistics:
     """Sums over images, of a split or a part of it.
 
     Attributes:
@@ -62,7 +62,7 @@ class Tally:
         digests: a hash of the pixels of each image, by its index.
     """
 
-    found: dict[str, Found] = field(default_factory=dict)
+    found: dict[str, FileProblem] = field(default_factory=dict)
     images: int = 0
     label_pixels: Counter[int] = field(default_factory=Counter)
     label_images: Counter[int] = field(default_factory=Counter)
@@ -75,11 +75,11 @@ class Tally:
     digests: dict[int, bytes] = field(default_factory=dict)
 
     def problem(self, kind: str, name: str, detail: str = '') -> None:
-        self.found.setdefault(kind, Found()).add(name, detail)
+        self.found.setdefault(kind, FileProblem()).add(name, detail)
 
-    def merge(self, other: 'Tally') -> None:
+    def merge(self, other: 'SplitStatistics') -> None:
         for kind, found in other.found.items():
-            self.found.setdefault(kind, Found()).merge(found)
+            self.found.setdefault(kind, FileProblem()).merge(found)
         self.images += other.images
         for name in ('label_pixels', 'label_images', 'stored', 'mask_modes', 'image_modes'):
             getattr(self, name).update(getattr(other, name))
@@ -126,13 +126,13 @@ class Inspector:
         self.load_image = transform_of(dataset, LoadImageFromFile) or LoadImageFromFile()
         self.load_labels = transform_of(dataset, LoadAnnotations) or LoadAnnotations()
 
-    def inspect(self, indices: range) -> Tally:
+    def inspect(self, indices: range) -> SplitStatistics:
         """Look at some images of the dataset.
 
         Args:
             indices: which.
         """
-        tally = Tally()
+        tally = SplitStatistics()
         for i in indices:
             info = self.dataset.get_data_info(i)
             tally.images += 1
@@ -141,7 +141,7 @@ class Inspector:
                 self._mask(info, size, tally)
         return tally
 
-    def _image(self, index: int, path: str, tally: Tally) -> tuple[int, int] | None:
+    def _image(self, index: int, path: str, tally: SplitStatistics) -> tuple[int, int] | None:
         """Its height and width, unless it cannot be read."""
         try:
             content = fileio.get(path, backend_args=self.load_image.backend_args)
@@ -193,7 +193,7 @@ class Inspector:
             W, H = rescale_size((W, H), scale) if getattr(resize, 'keep_ratio', False) else scale
         return H, W
 
-    def _mask(self, info: dict[str, Any], size: tuple[int, int] | None, tally: Tally) -> None:
+    def _mask(self, info: dict[str, Any], size: tuple[int, int] | None, tally: SplitStatistics) -> None:
         path = info['seg_map_path']
         if not fileio.exists(path, backend_args=self.load_labels.backend_args):
             tally.problem('image_without_mask', info['img_path'], f'no {path}')

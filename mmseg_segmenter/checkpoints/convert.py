@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from . import augreg, timm
+from ..errors import UserError
+from ..files import refuse_existing, write_atomically, write_checkpoint
 from .architecture import Architecture, read_architecture, value_warnings
-from .io import provenance, read_tensors, refuse_existing, write_checkpoint, write_whole
+from .formats import augreg, timm
 from .keymap import Conversion, listed
 from .patch_size import resize_patch_embed
+from .read import provenance, read_tensors
 from .verify import Comparison, verify_encoder
 
 
@@ -58,7 +60,7 @@ def read_encoder(path: str) -> Encoder:
         conversion = _to_mmseg(tensors)
         architecture = read_architecture(conversion.state_dict, conversion.origin, augreg.num_heads(tensors))
     except ValueError as error:
-        raise ValueError(f'{path}: cannot convert, {error}') from None
+        raise UserError(f'{path}: cannot convert, {error}') from None
     return Encoder(path, architecture, conversion)
 
 
@@ -104,7 +106,7 @@ def convert_encoder(
         others: as :func:`read_encoder`.
     """
     if verify and patch_size is not None:
-        raise ValueError('--verify with --patch-size: with patches of another size the tokens differ')
+        raise UserError('--verify with --patch-size: with patches of another size the tokens differ')
     refuse_existing(destination, force)
     encoder = read_encoder(source)
     if patch_size is not None:
@@ -117,7 +119,7 @@ def convert_encoder(
         return verify_encoder(source, os.path.join(staging, name), encoder.architecture)
 
     writers = {name: lambda path: write_checkpoint(path, content)}
-    return replace(encoder, verified=write_whole(folder, writers, force, check if verify else None))
+    return replace(encoder, verified=write_atomically(folder, writers, force, check if verify else None))
 
 
 def command_line(description: str, argv: list[str] | None = None) -> int:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def linear(x_BNC: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def cpu_linear(x_BNC: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear``; inference in float32 on a CPU runs as a 1x1 convolution.
 
     torch sends matrix products to MKL and convolutions to oneDNN, which is 4
@@ -35,7 +35,7 @@ def linear(x_BNC: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` by way of :func:`linear`."""
+    """``nn.Linear`` by way of :func:`cpu_linear`."""
 
     def forward(self, x_BNC: Tensor) -> Tensor:
-        return linear(x_BNC, self.weight, self.bias)
+        return cpu_linear(x_BNC, self.weight, self.bias)

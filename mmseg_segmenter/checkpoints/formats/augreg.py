@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from .keymap import Conversion, Rule, cat, convert
+from ..keymap import Conversion, Rule, cat, convert
 
 _BLOCK = 'Transformer/encoderblock_{i}/'
 _ATTENTION = _BLOCK + 'MultiHeadDotProductAttention_1/'

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from ..keymap import Conversion, Rule, convert, invert
 from . import timm
-from .keymap import Conversion, Rule, convert, invert
 
 
 def _transposed(tensors: Sequence[Tensor]) -> Tensor:

@@ -12,10 +12,12 @@ from mmengine.config import Config
 from torch import Tensor
 
 from .. import __version__
-from . import segm
+from ..errors import MissingFileError, UserError
+from ..files import refuse_existing, write_atomically, write_checkpoint, write_text
 from .architecture import Architecture, read_architecture, value_warnings
-from .io import provenance, read_tensors, refuse_existing, write_checkpoint, write_text, write_whole
+from .formats import official_segmenter
 from .keymap import Conversion, listed
+from .read import provenance, read_tensors
 from .verify import Comparison, verify_run
 
 # segm/data/utils.py, STATS, in units of 8-bit pixels
@@ -42,7 +44,7 @@ _VariantLoader.add_constructor('tag:yaml.org,2002:python/tuple', _tuple)
 
 
 @dataclass(frozen=True)
-class Run:
+class OfficialRun:
     """An official run in mmseg's layout.
 
     Attributes:
@@ -96,19 +98,19 @@ def read_variant(path: str) -> dict[str, Any]:
             that every official run has are missing.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f'{path} not found; the official code writes it beside checkpoint.pth')
+        raise MissingFileError(f'{path} not found; the official code writes it beside checkpoint.pth')
     try:
         with open(path, encoding='utf-8') as file:
             variant = yaml.load(file, Loader=_VariantLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path}: refused or not YAML ({" ".join(str(error).split())})') from None
+        raise UserError(f'{path}: refused or not YAML ({" ".join(str(error).split())})') from None
     for key in ('net_kwargs', 'dataset_kwargs'):
         if not isinstance(variant, dict) or not isinstance(variant.get(key), dict):
-            raise ValueError(f'{path}: no {key}, which every official variant.yml has')
+            raise UserError(f'{path}: no {key}, which every official variant.yml has')
     return variant
 
 
-def read_run(source: str) -> Run:
+def read_run(source: str) -> OfficialRun:
     """Read an official run.
 
     Args:
@@ -123,7 +125,7 @@ def read_run(source: str) -> Run:
     variant = read_variant(os.path.join(os.path.dirname(checkpoint), 'variant.yml'))
     heads = variant['net_kwargs'].get('n_heads')
     try:
-        conversion = segm.to_mmseg(tensors)
+        conversion = official_segmenter.to_mmseg(tensors)
         names = {k: k.removeprefix('backbone.') for k in conversion.state_dict if k.startswith('backbone.')}
         architecture = read_architecture(
             {names[k]: conversion.state_dict[k] for k in names},
@@ -131,15 +133,15 @@ def read_run(source: str) -> Run:
             heads,
         )
     except ValueError as error:
-        raise ValueError(f'{checkpoint}: cannot convert, {error}') from None
+        raise UserError(f'{checkpoint}: cannot convert, {error}') from None
     if not isinstance(heads, int) or heads < 1 or architecture.embed_dims % heads:
-        raise ValueError(
+        raise UserError(
             f'{checkpoint}: n_heads={heads!r} in variant.yml does not fit a width of {architecture.embed_dims}'
         )
-    return Run(checkpoint, variant, conversion, architecture)
+    return OfficialRun(checkpoint, variant, conversion, architecture)
 
 
-def config_text(run: Run) -> str:
+def config_text(run: OfficialRun) -> str:
     """A config with which the converted weights give the official results.
 
     LayerNorm eps 1e-5, bilinear position embedding, the normalisation of the
@@ -152,7 +154,7 @@ def config_text(run: Run) -> str:
     net, data = run.variant['net_kwargs'], run.variant['dataset_kwargs']
     name, normalization, crop = data.get('dataset'), net.get('normalization'), data.get('crop_size')
     if name not in _DATASETS or normalization not in _NORMALIZATION or not isinstance(crop, int):
-        raise ValueError(
+        raise UserError(
             f'variant.yml of {run.checkpoint}: dataset={name!r}, crop_size={crop!r}, normalization={normalization!r}; '
             f'expected one of {", ".join(_DATASETS)}, a number, and one of {", ".join(_NORMALIZATION)}'
         )
@@ -218,7 +220,7 @@ model = {pformat(model, sort_dicts=False, width=110)}
 """
 
 
-def convert_run(source: str, destination: str, force: bool = False, verify: bool = False) -> Run:
+def convert_run(source: str, destination: str, force: bool = False, verify: bool = False) -> OfficialRun:
     """Write ``DESTINATION/{model.pth, config.py}`` from an official run.
 
     Args:
@@ -248,7 +250,7 @@ def convert_run(source: str, destination: str, force: bool = False, verify: bool
         config, model = (os.path.join(staging, name) for name in ('config.py', 'model.pth'))
         return verify_run(run.checkpoint, run.variant['net_kwargs'], config, model)
 
-    return replace(run, verified=write_whole(destination, writers, force, check if verify else None))
+    return replace(run, verified=write_atomically(destination, writers, force, check if verify else None))
 
 
 def _refuse_existing(folder: str, names: tuple[str, ...], force: bool) -> None:
@@ -268,7 +270,7 @@ def official_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: lists missing and unknown keys.
     """
-    out = segm.from_mmseg(state)
+    out = official_segmenter.from_mmseg(state)
     width = out['encoder.cls_token'].shape[-1]
     for name in ('head', 'head_dist') if 'encoder.dist_token' in out else ('head',):
         out[f'encoder.{name}.weight'] = torch.zeros(1000, width)
@@ -292,7 +294,7 @@ def official_variant(cfg: Config) -> dict[str, Any]:
     crop, stride = model.test_cfg.get('crop_size', backbone.img_size), model.test_cfg.get('stride', backbone.img_size)
     is_mask = head.type == 'SegmenterMaskTransformerHead'
     if normalization is None or backbone.get('norm_cfg', {}).get('eps', 1e-5) != 1e-5 or crop[0] != crop[1]:
-        raise ValueError(
+        raise UserError(
             f'{cfg.filename}: the official code has LayerNorm eps 1e-5, square windows and one of the normalisations '
             f'{", ".join(_NORMALIZATION)}; found norm_cfg={backbone.get("norm_cfg")}, crop_size={crop}, mean={mean}'
         )
@@ -306,7 +308,7 @@ def official_variant(cfg: Config) -> dict[str, Any]:
             drop_path_rate=head.get('drop_path_rate', 0.1),
         )
         if head.embed_dims != backbone.embed_dims or head.num_heads != head.embed_dims // 64:
-            raise ValueError(
+            raise UserError(
                 f'{cfg.filename}: the official mask decoder is as wide as the encoder and has width/64 heads; found '
                 f'embed_dims={head.embed_dims} on {backbone.embed_dims}, num_heads={head.num_heads}'
             )
@@ -364,12 +366,12 @@ def write_official_run(
     """
     _refuse_existing(destination, ('checkpoint.pth', 'variant.yml'), force)
     if not os.path.isfile(config):
-        raise FileNotFoundError(f'config {config} not found (working directory: {os.getcwd()})')
+        raise MissingFileError(f'config {config} not found (working directory: {os.getcwd()})')
     variant = official_variant(Config.fromfile(config))
     try:
         model = official_state(read_tensors(checkpoint))
     except ValueError as error:
-        raise ValueError(f'{checkpoint}: cannot convert, {error}') from None
+        raise UserError(f'{checkpoint}: cannot convert, {error}') from None
     content = dict(model=model, n_cls=variant['net_kwargs']['n_cls'])
     writers = {
         'checkpoint.pth': lambda path: write_checkpoint(path, content),
@@ -380,4 +382,4 @@ def write_official_run(
         net_kwargs = read_variant(os.path.join(staging, 'variant.yml'))['net_kwargs']
         return verify_run(os.path.join(staging, 'checkpoint.pth'), net_kwargs, config, checkpoint)
 
-    return write_whole(destination, writers, force, check if verify else None)
+    return write_atomically(destination, writers, force, check if verify else None)
