@@ -20,8 +20,8 @@ from PIL import Image, UnidentifiedImageError
 from ..engine import check_datasets, decode_head
 from ..errors import MissingFileError, UserError
 from ..files import check_destination
+from ..labels import check_annotations
 from ..models.load_report import check_all_loaded
-from ..models.segmentors.label_check import check_labels
 from ..visualization.sheet import Row, contact_sheet, errors, fit, overlay, save, to_rgb
 
 Predictor = Callable[[dict[str, Any]], np.ndarray]  # sample of the dataset -> (H, W) labels
@@ -220,7 +220,7 @@ def annotation(item: dict[str, Any], num_classes: int, ignored: int) -> np.ndarr
     labels = sample.gt_sem_seg.data.squeeze(0).numpy().astype(np.int64)
     if labels.ndim != 2:
         raise UserError(f'{_path(item)}: annotation of shape {labels.shape}; expected (H, W), one label per pixel')
-    check_labels([sample], num_classes, ignored)
+    check_annotations([sample], num_classes, ignored)
     return labels
 
 

@@ -14,10 +14,10 @@ from mmseg.structures import SegDataSample
 from torch import Tensor
 
 from ...errors import UserError
+from ...labels import check_annotations
 from ..decode_heads.tiled_loss_head import TiledLossHead
 from ..dense import AxisMap, LogitMap, argmax_labels, average_windows, linear_resize, window_starts
 from ..load_report import report_loading
-from .label_check import check_labels
 
 
 @MODELS.register_module()
@@ -291,4 +291,4 @@ class Segmenter(EncoderDecoder):
 def _check_labels(num_labels: int, ignore_index: int, _: torch.nn.Module, args: tuple[Any, ...]) -> None:
     """Forward pre-hook of the data preprocessor; without the model, which would hold on to itself."""
     samples = args[0].get('data_samples') if args and isinstance(args[0], dict) else None
-    check_labels(samples or [], num_labels, ignore_index)
+    check_annotations(samples or [], num_labels, ignore_index)
