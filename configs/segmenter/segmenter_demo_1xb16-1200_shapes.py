@@ -28,7 +28,7 @@ model = dict(
         drop_rate=0.0,
         attn_drop_rate=0.0,
     ),
-    # From random weights the mask decoder gives the encoder little to learn from at first; a linear one beside it does.
+    # Starting from random weights, the mask decoder teaches the encoder little at first. A linear head beside it helps.
     auxiliary_head=dict(
         type='LinearHead',
         in_channels=128,

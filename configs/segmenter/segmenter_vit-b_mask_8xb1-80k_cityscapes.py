@@ -1,19 +1,6 @@
 # Seg-B-Mask/16 on Cityscapes, the paper's recipe: 80k iterations, batch 8.
 # Neither the official README nor the mmseg zoo has a number for this one.
 # tools/dist_train.sh configs/segmenter/segmenter_vit-b_mask_8xb1-80k_cityscapes.py 8
-_base_ = [
-    '../_base_/models/segmenter_vit-b16_mask.py',
-    '../_base_/datasets/cityscapes.py',
-    '../_base_/default_runtime.py',
-    '../_base_/schedules/segmenter_80k.py',
-]
+_base_ = ['../_base_/models/segmenter_vit-b16_mask.py', '../_base_/recipes/segmenter_cityscapes.py']
 
-model = dict(
-    data_preprocessor=dict(size=(768, 768)),
-    backbone=dict(img_size=(768, 768)),
-    decode_head=dict(num_classes=19),
-    test_cfg=dict(crop_size=(768, 768), stride=(736, 736)),
-)
-train_dataloader = dict(batch_size=1)
-# ten times that of the other datasets
-optim_wrapper = dict(optimizer=dict(lr=1e-2))
+model = _base_.pop('model_settings')

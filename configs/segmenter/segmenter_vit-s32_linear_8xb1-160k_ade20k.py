@@ -1,7 +1,7 @@
 # Seg-S/32 on ADE20K, the paper's recipe: 160k iterations, batch 8.
 # Neither the official README nor the mmseg zoo has a number for this one.
 # tools/dist_train.sh configs/segmenter/segmenter_vit-s32_linear_8xb1-160k_ade20k.py 8
-# The checkpoint is the one that timm, and so the official code, takes for this size.
+# timm, and therefore the official code, uses this checkpoint for this size.
 _base_ = './segmenter_vit-s_linear_8xb1-160k_ade20k.py'
 
 checkpoint = (

@@ -1,7 +1,7 @@
 # Seg-S-Mask/8 on ADE20K, the paper's recipe: 160k iterations, batch 8.
 # Neither the official README nor the mmseg zoo has a number for this one.
 # tools/dist_train.sh configs/segmenter/segmenter_vit-s8_mask_8xb1-160k_ade20k.py 8
-# AugReg has no S/8 and the official code no such model. This starts from /16 with a resized patch embedding:
+# Neither AugReg nor the official code has an S/8. This model starts from S/16 with a resized patch embedding:
 # tools/model_converters/vitjax2mmseg.py --patch-size 8 \
 #     S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_384.npz \
 #     pretrain/vit_small_p8_384.pth

@@ -2,11 +2,4 @@
 # Published mIoU, single-scale / multi-scale + flip: official 45.3 / 46.9, mmseg 46.19 / 47.85.
 # tools/dist_train.sh configs/segmenter/segmenter_vit-s_mask_8xb2-160k_ade20k.py 8
 # Deviation from the paper: batch 16 at its lr0 of 1e-3; segmenter_vit-s_mask_8xb1-160k_ade20k.py has batch 8.
-_base_ = [
-    '../_base_/models/segmenter_vit-s16_mask.py',
-    '../_base_/datasets/ade20k.py',
-    '../_base_/default_runtime.py',
-    '../_base_/schedules/segmenter_160k.py',
-]
-
-train_dataloader = dict(batch_size=2)
+_base_ = ['../_base_/models/segmenter_vit-s16_mask.py', '../_base_/recipes/segmenter_ade20k.py']

@@ -4,13 +4,13 @@
 # tools/train.py configs/segmenter/segmenter_vit-s_mask_own-binary.py
 _base_ = './segmenter_vit-s_mask_own.py'
 
-# The four lines.
+# Edit these four lines.
 data_root = 'data/own'  # with images/train, images/val, annotations/train, annotations/val
 classes = ['background', 'object']
 img_suffix, seg_map_suffix = '.jpg', '.png'  # street_01.jpg belongs to street_01.png
-mask_values = (0, 255)  # what the masks hold for background and object
+mask_values = (0, 255)  # values in the masks for background and object
 
-# mmseg's LoadAnnotations would take 255 for "ignored" and leave nothing but background.
+# mmseg's LoadAnnotations would read 255 as "ignored", and only background would be left.
 load_labels = dict(type='LoadLabelMap', values=mask_values)
 train_pipeline, test_pipeline, tta_pipeline = _base_.train_pipeline, _base_.test_pipeline, _base_.tta_pipeline
 train_pipeline[1] = load_labels
@@ -24,5 +24,5 @@ val_dataloader = dict(dataset=dict(pipeline=test_pipeline, **dataset))
 test_dataloader = val_dataloader
 val_evaluator = [dict(type='IoUMetric', iou_metrics=['mIoU', 'mFscore']), dict(type='MAEMetric')]
 test_evaluator = val_evaluator
-# MAEMetric takes the probability of each pixel, not its label
+# MAEMetric needs the probability of each pixel, not its label.
 model = dict(decode_head=dict(num_classes=len(classes)), test_cfg=dict(return_logits=True))

@@ -4,13 +4,14 @@
 # tools/train.py configs/segmenter/segmenter_vit-s_mask_own.py
 _base_ = [
     '../_base_/models/segmenter_vit-s16_mask.py',
+    '../_base_/datasets/multi_scale_test.py',
     '../_base_/default_runtime.py',
     '../_base_/schedules/segmenter_160k.py',
 ]
 
-# The four lines.
+# Edit these four lines.
 data_root = 'data/own'  # with images/train, images/val, annotations/train, annotations/val
-classes = ['background', 'road', 'building']  # class of label 0, 1, 2; a [] also around a single name
+classes = ['background', 'road', 'building']  # names of labels 0, 1, 2; keep the [] around a single name
 img_suffix, seg_map_suffix = '.jpg', '.png'  # street_01.jpg belongs to street_01.png
 reduce_zero_label = False  # True: 0 in the masks is "no class", and classes start at 1
 
@@ -27,24 +28,16 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    # the short side becomes 512, whatever the size of the images
+    # Resizes the short side to 512, whatever the size of the images.
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),
-    # after Resize: scores and pictures are at the original size
+    # Labels are loaded after Resize: scores and pictures are at the original size.
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
 img_ratios = [0.75, 1.0, 1.25]
-tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='TestTimeAug',
-        transforms=[
-            [dict(type='Resize', scale=(int(2048 * r), int(512 * r)), keep_ratio=True) for r in img_ratios],
-            [dict(type='RandomFlip', prob=p, direction='horizontal') for p in (0.0, 1.0)],
-            [dict(type='LoadAnnotations')],
-            [dict(type='PackSegInputs')],
-        ],
-    ),
+tta_pipeline = _base_.pop('multi_scale_test')
+tta_pipeline[1].transforms[0] = [
+    dict(type='Resize', scale=(int(2048 * r), int(512 * r)), keep_ratio=True) for r in img_ratios
 ]
 dataset = dict(
     type='BaseSegDataset',

@@ -2,11 +2,4 @@
 # Neither the official README nor the mmseg zoo has a number for this one.
 # tools/dist_train.sh configs/segmenter/segmenter_vit-t_linear_8xb2-160k_ade20k.py 8
 # Deviation from the paper: batch 16 at its lr0 of 1e-3; segmenter_vit-t_linear_8xb1-160k_ade20k.py has batch 8.
-_base_ = [
-    '../_base_/models/segmenter_vit-t16_linear.py',
-    '../_base_/datasets/ade20k.py',
-    '../_base_/default_runtime.py',
-    '../_base_/schedules/segmenter_160k.py',
-]
-
-train_dataloader = dict(batch_size=2)
+_base_ = ['../_base_/models/segmenter_vit-t16_linear.py', '../_base_/recipes/segmenter_ade20k.py']

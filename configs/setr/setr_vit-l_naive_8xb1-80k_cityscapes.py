@@ -2,15 +2,6 @@
 # Published mIoU, single-scale / multi-scale + flip: official 77.90 / -, mmseg 78.10 / 80.22.
 # tools/dist_train.sh configs/setr/setr_vit-l_naive_8xb1-80k_cityscapes.py 8
 # Cost: 24.06 GB per GPU in training, 0.39 images/s (mmseg, V100).
-_base_ = [
-    '../_base_/models/setr_vit-l16_naive.py',
-    '../_base_/datasets/cityscapes_setr.py',
-    '../_base_/default_runtime.py',
-    '../_base_/schedules/setr_80k.py',
-]
+_base_ = ['../_base_/models/setr_vit-l16_naive.py', '../_base_/recipes/setr_cityscapes.py']
 
-model = dict(
-    data_preprocessor=dict(size=(768, 768)),
-    test_cfg=dict(crop_size=(768, 768), stride=(512, 512)),
-)
-train_dataloader = dict(batch_size=1)
+model = _base_.pop('model_settings')

@@ -2,19 +2,8 @@
 # Published mIoU, single-scale / multi-scale + flip: official 48.06 / 48.80, mmseg 48.28 / 49.56.
 # tools/dist_train.sh configs/setr/setr_vit-l_naive_8xb2-160k_ade20k.py 8
 # Cost: 18.40 GB per GPU in training, 4.72 images/s (mmseg, V100).
-# As in mmseg the auxiliary heads have two convolutions; SETR has one.
-_base_ = [
-    '../_base_/models/setr_vit-l16_naive.py',
-    '../_base_/datasets/ade20k.py',
-    '../_base_/default_runtime.py',
-    '../_base_/schedules/setr_160k.py',
-]
+# As in mmseg, the auxiliary heads have two convolutions; those of SETR have one.
+_base_ = ['../_base_/models/setr_vit-l16_naive.py', '../_base_/recipes/setr_ade20k.py']
 
-model = dict(
-    data_preprocessor=dict(size=(512, 512)),
-    backbone=dict(img_size=(512, 512)),
-    decode_head=dict(num_classes=150),
-    auxiliary_head=[dict(head, num_classes=150, num_convs=2) for head in _base_.model.auxiliary_head],
-    test_cfg=dict(crop_size=(512, 512), stride=(341, 341)),
-)
-train_dataloader = dict(batch_size=2)
+model = _base_.pop('model_settings')
+model.auxiliary_head = [dict(head, num_classes=150, num_convs=2) for head in _base_.model.auxiliary_head]

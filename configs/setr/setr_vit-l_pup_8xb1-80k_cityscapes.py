@@ -2,17 +2,8 @@
 # Published mIoU, single-scale / multi-scale + flip: official 79.34 / -, mmseg 79.21 / 81.02.
 # tools/dist_train.sh configs/setr/setr_vit-l_pup_8xb1-80k_cityscapes.py 8
 # Cost: 27.96 GB per GPU in training, 0.37 images/s (mmseg, V100).
-# As in mmseg the auxiliary heads have two convolutions; SETR has one.
-_base_ = [
-    '../_base_/models/setr_vit-l16_pup.py',
-    '../_base_/datasets/cityscapes_setr.py',
-    '../_base_/default_runtime.py',
-    '../_base_/schedules/setr_80k.py',
-]
+# As in mmseg, the auxiliary heads have two convolutions; those of SETR have one.
+_base_ = ['../_base_/models/setr_vit-l16_pup.py', '../_base_/recipes/setr_cityscapes.py']
 
-model = dict(
-    data_preprocessor=dict(size=(768, 768)),
-    auxiliary_head=[dict(head, num_convs=2) for head in _base_.model.auxiliary_head],
-    test_cfg=dict(crop_size=(768, 768), stride=(512, 512)),
-)
-train_dataloader = dict(batch_size=1)
+model = _base_.pop('model_settings')
+model.auxiliary_head = [dict(head, num_convs=2) for head in _base_.model.auxiliary_head]

@@ -2,20 +2,9 @@
 # Published mIoU, single-scale / multi-scale + flip: official 48.62 / 50.09, paper 48.58 / 50.09, mmseg 48.24 / 49.99.
 # tools/dist_train.sh configs/setr/setr_vit-l_pup_8xb2-160k_ade20k.py 8
 # Cost: 19.54 GB per GPU in training, 4.50 images/s (mmseg, V100).
-# As in mmseg the auxiliary heads have two convolutions; SETR has one.
-_base_ = [
-    '../_base_/models/setr_vit-l16_pup.py',
-    '../_base_/datasets/ade20k.py',
-    '../_base_/default_runtime.py',
-    '../_base_/schedules/setr_160k.py',
-]
+# As in mmseg, the auxiliary heads have two convolutions; those of SETR have one.
+_base_ = ['../_base_/models/setr_vit-l16_pup.py', '../_base_/recipes/setr_ade20k.py']
 
-model = dict(
-    data_preprocessor=dict(size=(512, 512)),
-    backbone=dict(img_size=(512, 512)),
-    decode_head=dict(num_classes=150),
-    auxiliary_head=[dict(head, num_classes=150, num_convs=2) for head in _base_.model.auxiliary_head],
-    test_cfg=dict(crop_size=(512, 512), stride=(341, 341)),
-)
-train_dataloader = dict(batch_size=2)
+model = _base_.pop('model_settings')
+model.auxiliary_head = [dict(head, num_classes=150, num_convs=2) for head in _base_.model.auxiliary_head]
 optim_wrapper = dict(optimizer=dict(lr=1e-3))

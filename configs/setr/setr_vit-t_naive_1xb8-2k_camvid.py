@@ -8,7 +8,7 @@ _base_ = [
     '../_base_/schedules/scratch_2k.py',
 ]
 
-# On one device BatchNorm is SyncBN, and runs on a CPU.
+# On one device, BN computes the same as SyncBN and also runs on a CPU.
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
     type='Segmenter',

@@ -1,4 +1,6 @@
-# CamVid, 11 classes, 480x360 (SegNet's copy): data/camvid/{images,annotations}/{train,val,test}.
+# CamVid, 11 classes, 480x360 (SegNet's copy), in data/camvid/{images,annotations}/{train,val,test}.
+_base_ = './multi_scale_test.py'
+
 dataset_type = 'BaseSegDataset'
 data_root = 'data/camvid'
 crop_size = (224, 224)
@@ -25,18 +27,8 @@ test_pipeline = [
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
-tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='TestTimeAug',
-        transforms=[
-            [dict(type='Resize', scale_factor=r, keep_ratio=True) for r in (0.75, 1.0, 1.25)],
-            [dict(type='RandomFlip', prob=p, direction='horizontal') for p in (0.0, 1.0)],
-            [dict(type='LoadAnnotations')],
-            [dict(type='PackSegInputs')],
-        ],
-    ),
-]
+tta_pipeline = _base_.pop('multi_scale_test')
+tta_pipeline[1].transforms[0] = [dict(type='Resize', scale_factor=r, keep_ratio=True) for r in (0.75, 1.0, 1.25)]
 train_dataloader = dict(
     batch_size=8,
     num_workers=2,

@@ -1,5 +1,5 @@
-# Cityscapes at crop 768 and full resolution, as the official code, with the multi-scale test of the paper.
-_base_ = 'mmseg::_base_/datasets/cityscapes.py'
+# Cityscapes at crop 768 and full resolution as in the official code, with the multi-scale test of the paper.
+_base_ = ['mmseg::_base_/datasets/cityscapes.py', './multi_scale_test.py']
 
 crop_size = (768, 768)
 train_pipeline = [
@@ -11,18 +11,9 @@ train_pipeline = [
     dict(type='PhotoMetricDistortion'),
     dict(type='PackSegInputs'),
 ]
-# Ratios of the test size (2048, 1024), as the official code scales them.
-img_ratios = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
-tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='TestTimeAug',
-        transforms=[
-            [dict(type='Resize', scale=(int(2048 * r), int(1024 * r)), keep_ratio=True) for r in img_ratios],
-            [dict(type='RandomFlip', prob=p, direction='horizontal') for p in (0.0, 1.0)],
-            [dict(type='LoadAnnotations')],
-            [dict(type='PackSegInputs')],
-        ],
-    ),
+# As in the official code, the ratios apply to the test size (2048, 1024).
+tta_pipeline = _base_.pop('multi_scale_test')
+tta_pipeline[1].transforms[0] = [
+    dict(type='Resize', scale=(int(2048 * r), int(1024 * r)), keep_ratio=True) for r in _base_.img_ratios
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

@@ -1,4 +1,6 @@
-# Generated scenes in ADE20K's layout: tools/dataset_converters/make_shapes.py data/shapes
+# Generated scenes in ADE20K's layout. Create them with: tools/dataset_converters/make_shapes.py data/shapes
+_base_ = './multi_scale_test.py'
+
 dataset_type = 'BaseSegDataset'
 data_root = 'data/shapes'
 metainfo = dict(
@@ -17,21 +19,13 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(128, 96), keep_ratio=True),
-    # after Resize, as for ADE20K: scores and pictures are at the original size
+    # Labels are loaded after Resize, as for ADE20K: scores and pictures are at the original size.
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
-tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='TestTimeAug',
-        transforms=[
-            [dict(type='Resize', scale=(int(128 * r), int(96 * r)), keep_ratio=True) for r in (1.0, 1.25)],
-            [dict(type='RandomFlip', prob=p, direction='horizontal') for p in (0.0, 1.0)],
-            [dict(type='LoadAnnotations')],
-            [dict(type='PackSegInputs')],
-        ],
-    ),
+tta_pipeline = _base_.pop('multi_scale_test')
+tta_pipeline[1].transforms[0] = [
+    dict(type='Resize', scale=(int(128 * r), int(96 * r)), keep_ratio=True) for r in (1.0, 1.25)
 ]
 train_dataloader = dict(
     batch_size=16,

@@ -1,4 +1,4 @@
-# Segmenter with ViT-B/16 and the Mask Transformer, settings of the official code.
+# Segmenter with ViT-B/16 and the Mask Transformer, with the settings of the official code.
 checkpoint = (
     'augreg://B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.01-res_384'
 )
@@ -23,7 +23,7 @@ model = dict(
         num_heads=12,
         drop_path_rate=0.1,
         final_norm=True,
-        # torch's default, as the official code; mmseg has 1e-6
+        # the default of torch and of the official code; mmseg has 1e-6
         norm_cfg=dict(type='LN', eps=1e-5),
         interpolate_mode='bilinear',
         init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
@@ -38,10 +38,10 @@ model = dict(
         drop_rate=0.1,
         attn_drop_rate=0.1,
         drop_path_rate=0.0,
-        # the mean over valid pixels, not over ignored ones too
+        # the mean over valid pixels only; mmseg's default counts ignored pixels too
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0, avg_non_ignore=True),
     ),
     train_cfg=dict(),
-    # window = crop, stride = crop - 32 and small images enlarged, as the reported numbers were evaluated
+    # The published numbers were evaluated this way: window = crop, stride = crop - 32, small images enlarged.
     test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(480, 480), size_divisor=16, upscale_small=True),
 )

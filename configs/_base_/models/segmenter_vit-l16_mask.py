@@ -1,4 +1,4 @@
-# Segmenter with ViT-L/16 and the Mask Transformer, settings of the official code.
+# Segmenter with ViT-L/16 and the Mask Transformer, with the settings of the official code.
 _base_ = './segmenter_vit-b16_mask.py'
 
 checkpoint = (

@@ -1,4 +1,4 @@
-# Segmenter with ViT-T/16 and the linear decoder, settings of the official code.
+# Segmenter with ViT-T/16 and the linear decoder, with the settings of the official code.
 _base_ = './segmenter_vit-t16_mask.py'
 
 model = dict(

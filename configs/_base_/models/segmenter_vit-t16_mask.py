@@ -1,4 +1,4 @@
-# Segmenter with ViT-T/16 and the Mask Transformer, settings of the official code.
+# Segmenter with ViT-T/16 and the Mask Transformer, with the settings of the official code.
 _base_ = './segmenter_vit-b16_mask.py'
 
 checkpoint = 'augreg://Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_384'

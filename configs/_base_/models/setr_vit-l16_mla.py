@@ -1,16 +1,4 @@
-# SETR-MLA with ViT-L/16: mmseg's heads on SegmenterViT and Segmenter.
-# SETR's pretrained ViT is timm's jx_vit_large_p16_384-b3be5167.pth (github.com/huggingface/pytorch-image-models,
-# release v0.1-vitjx); tools/model_converters/timm2mmseg.py SOURCE pretrain/vit_large_p16.pth
-_base_ = 'mmseg::_base_/models/setr_mla.py'
+# SETR-MLA with ViT-L/16.
+_base_ = ['mmseg::_base_/models/setr_mla.py', './setr_vit-l16.py']
 
-model = dict(
-    type='Segmenter',
-    pretrained=None,
-    backbone=dict(
-        type='SegmenterViT',
-        drop_rate=0.0,
-        init_cfg=dict(type='Pretrained', checkpoint='pretrain/vit_large_p16.pth'),
-    ),
-    # SETR enlarges images below the window in its multi-scale test; here in the single-scale one too
-    test_cfg=dict(mode='slide', upscale_small=True),
-)
+model = _base_.pop('setr_model')

@@ -1,5 +1,5 @@
-# 2,000 iterations from random weights: there AdamW with a warm-up learns where the paper's SGD, made for pretrained
-# ones, hardly moves.
+# 2,000 iterations from random weights. AdamW with a warm-up learns here; the paper's SGD, which is meant for
+# pretrained weights, hardly makes progress.
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=3e-4, weight_decay=0.05))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, begin=0, end=100, by_epoch=False),

@@ -1,4 +1,5 @@
-# The paper's schedule over 80k iterations; Cityscapes has ten times this learning rate. Loops and hooks are mmseg's.
+# The paper's schedule over 80k iterations; Cityscapes uses ten times this learning rate. Loops and hooks
+# are mmseg's.
 _base_ = 'mmseg::_base_/schedules/schedule_80k.py'
 
 optimizer = dict(type='SGD', lr=1e-3, momentum=0.9, nesterov=True, weight_decay=0.0)

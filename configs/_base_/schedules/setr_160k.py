@@ -1,4 +1,5 @@
-# SETR's schedule over 160k iterations: mmseg's SGD and poly, without weight decay, ten times the rate in the heads.
+# SETR's schedule over 160k iterations: mmseg's SGD and PolyLR without weight decay, and ten times the learning rate in
+# the heads.
 _base_ = 'mmseg::_base_/schedules/schedule_160k.py'
 
 optim_wrapper = dict(
