@@ -8,6 +8,9 @@ from mmseg.models.backbones.vit import VisionTransformer
 from torch.testing import assert_close
 
 from mmseg_segmenter import SegmenterViT
+from mmseg_segmenter.errors import UserError
+from mmseg_segmenter.models.backbones.vit import PrefixToken
+from mmseg_segmenter.models.layers import Rope
 
 TINY = dict(img_size=64, patch_size=16, embed_dims=24, num_layers=3, num_heads=3)
 
@@ -213,7 +216,7 @@ def test_three_channels_load_into_one(capture_log):
     grey.load_state_dict(source)
     image = torch.randn(2, 1, 64, 80, dtype=torch.float64)
     assert_close(grey(image)[0], colour(image.expand(-1, 3, -1, -1))[0], atol=1e-12, rtol=0)
-    assert any('of 3 channels, the model of 1' in r.getMessage() for r in capture_log)
+    assert any('has 3 input channels, the model 1' in r.getMessage() for r in capture_log)
     assert source['patch_embed.projection.weight'].shape[1] == 3  # the source is left as it was
     two = SegmenterViT(**TINY, in_channels=2)
     with pytest.raises(RuntimeError, match=r'patch_embed\.projection\.weight.*\[24, 3, 16, 16\].*\[24, 2, 16, 16\]'):
@@ -278,8 +281,49 @@ def test_pretrained_on_squares_is_resized_to_an_equal_count(tmp_path):
 def test_pos_embed_of_no_known_grid():
     state = SegmenterViT(**TINY).state_dict()
     del state._metadata
-    state['pos_embed'] = torch.zeros(1, 1 + 15, 24)
-    with pytest.raises(ValueError, match='pos_embed has 15 patch rows: neither the 4x4 grid'):
+    state['pos_embed'] = torch.zeros(1, 1 + 14, 24)
+    with pytest.raises(ValueError, match='pos_embed has 14 patch rows; expected those of the 4x4 grid'):
+        SegmenterViT(**TINY).load_state_dict(state)
+
+
+def test_pos_embed_without_a_row_for_the_class_token():
+    """FlexiViT's 15x15 rows are not the 14x16 grid and a class token of this model."""
+    model = SegmenterViT(**{**TINY, 'img_size': (48, 80)})  # 3x5 patches and a class token: 16 rows
+    state = dict(model.state_dict())  # without metadata, as other projects save it
+    with pytest.raises(
+        UserError, match=r'pos_embed has 16 rows, a 4x4 grid without rows for the prefix tokens; expect'
+    ):
+        model.load_state_dict(state)
+    with pytest.raises(UserError, match='pos_embed has 16 rows'):
+        SegmenterViT(**TINY).load_state_dict(state)
+    model.load_state_dict(model.state_dict())  # the metadata tells the grid
+    state['pos_embed'] = torch.cat((torch.zeros(1, 1, 24), torch.randn(1, 16, 24)), dim=1)  # what the message advises
+    square = SegmenterViT(**TINY)
+    square.load_state_dict(state)
+    assert torch.equal(square.pos_embed, state['pos_embed'])
+
+
+@pytest.mark.parametrize('keys', [['in_proj_bias'], ['in_proj_bias', 'out_proj.bias']])
+def test_checkpoint_without_attention_bias_loads_as_zero(keys, capture_log):
+    model = SegmenterViT(**TINY)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    state = model.state_dict()
+    for key in [key for key in state if key.endswith(tuple(keys))]:
+        del state[key]
+    model.load_state_dict(state)
+    for layer in model.layers:
+        assert not layer.attn.attn.in_proj_bias.any()
+        assert layer.attn.attn.out_proj.bias.any() == ('out_proj.bias' not in keys)
+    warnings = [r.getMessage() for r in capture_log if r.levelno == logging.WARNING]
+    assert len(warnings) == len(keys)
+    assert 'has no layers.0.attn.attn.in_proj_bias (nor those of the other 2 blocks): using 0' in warnings[0]
+
+
+def test_missing_attention_bias_of_one_block_is_an_error():
+    state = SegmenterViT(**TINY).state_dict()
+    del state['layers.1.attn.attn.in_proj_bias']
+    with pytest.raises(RuntimeError, match=r'Missing key.*layers\.1\.attn\.attn\.in_proj_bias'):
         SegmenterViT(**TINY).load_state_dict(state)
 
 
@@ -356,6 +400,98 @@ def test_pos_embed_of_a_wrong_shape_is_reported_by_torch():
 def test_pretrained_file_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'no\.pth not found'):
         SegmenterViT(**TINY, pretrained=str(tmp_path / 'no.pth')).init_weights()
+
+
+# What a subclass can change
+
+
+class WithRegisters(SegmenterViT):
+    """As DINOv2: registers after the class token, without position embedding."""
+
+    def _declare_prefix_tokens(self):
+        return [*super()._declare_prefix_tokens(), PrefixToken('register_tokens', 4, has_position=False)]
+
+
+def test_prefix_tokens_without_position_come_after_those_with_one():
+    model = WithRegisters(**TINY, output_cls_token=True).double().eval()
+    model.init_weights()
+    assert model.num_prefix_tokens == 5 and model.num_pos_prefix_tokens == 1
+    assert model.pos_embed.shape == (1, 17, 24) and model.register_tokens.any()
+    seen = []
+    model.layers[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    image = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    feature_map, cls_token = model(image)[0]
+    tokens = seen[0]
+    assert tokens.shape == (2, 21, 24) and feature_map.shape == (2, 24, 4, 4) and cls_token.shape == (2, 24)
+    assert_close(tokens[:, :1], (model.cls_token + model.pos_embed[:, :1]).expand(2, -1, -1))
+    assert_close(tokens[:, 1:5], model.register_tokens.expand(2, -1, -1))
+    assert_close(tokens[:, 5:], model.patch_embed(image)[0] + model.pos_embed[:, 1:])
+    larger = WithRegisters(**{**TINY, 'img_size': 96})
+    larger.load_state_dict(model.state_dict())  # the grid is resized, the registers are not part of it
+    assert larger.pos_embed.shape == (1, 37, 24)
+
+
+def test_without_position_embedding():
+    model, with_zeros = SegmenterViT(**TINY).eval(), SegmenterViT(**TINY).eval()
+    model.pos_embed = None
+    model.init_weights()
+    with_zeros.load_state_dict(model.state_dict(), strict=False)
+    torch.nn.init.zeros_(with_zeros.pos_embed)
+    image = torch.randn(1, 3, 80, 64)
+    assert torch.equal(model(image)[0], with_zeros(image)[0])
+    assert 'pos_embed' not in model.state_dict() and not model.state_dict()._metadata[''].get('pos_embed_grid')
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*pos_embed'):
+        model.load_state_dict(with_zeros.state_dict())
+
+
+class WithQueries(SegmenterViT):
+    """As EoMT: queries in front of all tokens before the last block, and masked attention in it."""
+
+    patches_see_queries = True
+
+    def _run_block(self, i, x_BNC, grid, rope, attn_mask=None):
+        if i == self.num_layers - 1:
+            x_BNC = torch.cat((self.queries.expand(len(x_BNC), -1, -1), x_BNC), dim=1)
+            attn_mask = torch.ones(x_BNC.shape[1], x_BNC.shape[1], dtype=torch.bool)
+            attn_mask[3:, :3] = self.patches_see_queries
+        return super()._run_block(i, x_BNC, grid, rope, attn_mask)
+
+    def _output(self, x_BNC, grid):
+        return super()._output(x_BNC[:, 3:], grid)
+
+
+def test_tokens_can_be_inserted_before_a_block_and_masked_in_it():
+    plain, model = SegmenterViT(**TINY, final_norm=True).eval(), WithQueries(**TINY, final_norm=True).eval()
+    plain.init_weights()
+    model.load_state_dict(plain.state_dict())
+    model.queries = torch.nn.Parameter(torch.randn(1, 3, 24))
+    image = torch.randn(2, 3, 64, 80)
+    assert not torch.allclose(model(image)[0], plain(image)[0], atol=1e-3)
+    model.patches_see_queries = False
+    assert_close(model(image)[0], plain(image)[0], atol=1e-5, rtol=0)
+
+
+def test_rope_reaches_the_attention_of_all_blocks():
+    model = SegmenterViT(**TINY).eval()
+    model.init_weights()
+    image = torch.randn(1, 3, 64, 80)
+    without = model(image)[0]
+    sizes = []
+
+    def rope(grid, angle):
+        sizes.append(grid)
+        angles = torch.full((grid[0] * grid[1], 8), angle) * torch.arange(grid[0] * grid[1])[:, None]
+        return Rope(angles.sin(), angles.cos())
+
+    model._rope = lambda grid: rope(grid, 0.0)
+    assert_close(model(image)[0], without, atol=1e-6, rtol=0)
+    for i in range(3):  # only one block without it makes a difference
+        model._rope = lambda grid: rope(grid, 1.0)
+        everywhere = model(image)[0]
+        hook = model.layers[i].register_forward_pre_hook(lambda module, args: (args[0], None, None))
+        assert not torch.allclose(model(image)[0], everywhere, atol=1e-6)
+        hook.remove()
+    assert set(sizes) == {(4, 5)}
 
 
 # Other ways to run it

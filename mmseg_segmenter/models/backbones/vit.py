@@ -1,12 +1,12 @@
 """Vision Transformer encoder of Segmenter, SETR, DPT and ViT-UPerNet.
 
-Shapes: B images, N tokens (extra tokens first, then h * w patches), C width.
+Shapes: B images, N tokens (P prefix tokens, then h * w patches), C width.
 """
 
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from mmcv.cnn import build_norm_layer
@@ -19,70 +19,89 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...errors import UserError
-from ..layers import init_transformer_weights, resize_pos_embed, square_grid, transformer_blocks
+from ..layers import Rope, init_transformer_weights, resize_pos_embed, square_grid, transformer_blocks
 
-# Key under which state_dict() notes the grid of pos_embed in its metadata, so
-# that an 18x32 embedding is not taken for a 24x24 one (both have 576 rows).
+# state_dict() stores the grid of pos_embed in its metadata under this key, so that an 18x32 embedding is not taken for
+# a 24x24 one (both have 576 rows).
 _GRID_KEY = 'pos_embed_grid'
+
+
+class PrefixToken(NamedTuple):
+    """Learned tokens in front of the patches.
+
+    Attributes:
+        name: name of the parameter (1, num_tokens, C).
+        num_tokens: number of tokens.
+        has_position: whether ``pos_embed`` has rows for them.
+    """
+
+    name: str
+    num_tokens: int = 1
+    has_position: bool = True
 
 
 @MODELS.register_module()
 class SegmenterViT(BaseModule):
     """Vision Transformer (ViT, DeiT) as the encoder of Segmenter.
 
-    Takes the arguments, and has the state_dict keys, of mmseg's
-    ``VisionTransformer``; checkpoints move both ways (towards mmseg with its
-    ``patch_bias=True``). What differs is what mmseg gets wrong: the patch embedding has its bias, stochastic depth acts
-    on both residual branches, attention is fused, position embeddings are
-    compared by grid, and a pretrained checkpoint that does not fit is
-    reported instead of being loaded in part.
+    Has the arguments and the state_dict keys of mmseg's
+    ``VisionTransformer``. Checkpoints work in both classes (in mmseg's with
+    its ``patch_bias=True``). Where mmseg differs from the official code, this
+    class follows the official code: the patch embedding has a bias, and
+    stochastic depth acts on both residual branches. Attention uses fused
+    kernels, position embeddings are compared by grid, and keys of a
+    pretrained checkpoint that do not fit are reported.
 
     Sources: Segmenter (ICCV 2021) section 3.1, official ``segm/model/vit.py``;
     ``mmseg/models/backbones/vit.py``.
 
     Args:
         img_size: height and width in pixels for which ``pos_embed`` is made;
-            multiples of ``patch_size``. Other sizes are accepted by forward.
+            multiples of ``patch_size``. Images may have any size.
         patch_size: side of a square patch in pixels.
-        patch_pad: padding of the patch embedding; ``'corner'`` pads bottom
-            and right with zeros up to a multiple of the patch.
-        in_channels: channels of the input image. A checkpoint for 3 channels
-            loads into 1: its patch embedding of a grey image.
-        embed_dims: width C.
-        num_layers: depth L.
-        num_heads: attention heads.
-        mlp_ratio: hidden width of the feed-forward network over C.
-        out_origin: also output the embedded patches, before the first block.
-        out_indices: block(s) whose output is returned; negative ones count
+        patch_pad: padding of the patch embedding. ``'corner'`` pads the
+            bottom and the right with zeros to a multiple of the patch size.
+        in_channels: number of channels of the image. A checkpoint for 3
+            channels loads into a model for 1: it then computes for a grey
+            image what it did for three equal channels.
+        embed_dims: width C of the tokens.
+        num_layers: number of blocks.
+        num_heads: number of attention heads.
+        mlp_ratio: hidden width of the feed-forward network divided by C.
+        out_origin: also return the tokens in front of the first block.
+        out_indices: block(s) whose output is returned. Negative numbers count
             from the end.
-        qkv_bias: biases in the attention.
-        drop_rate: dropout on tokens and behind linear layers.
+        qkv_bias: add biases to the attention. As in mmseg, False removes the
+            bias of the output projection too. timm's ``qkv_bias=False`` does
+            not: such a checkpoint fits ``qkv_bias=True``, with a qkv bias of 0.
+        drop_rate: dropout on the tokens and after linear layers.
         attn_drop_rate: dropout on attention weights.
-        drop_path_rate: stochastic depth of the last block (linear from 0).
+        drop_path_rate: stochastic depth of the last block. It increases
+            linearly from 0 at the first block.
         with_cls_token: keep the class token in the blocks.
-        with_dist_token: second extra token of distilled DeiT.
-        output_cls_token: each output is ``[feature map, class token]``.
-        norm_cfg: normalisation layer, default LayerNorm with eps 1e-5.
+        with_dist_token: add the distillation token of DeiT.
+        output_cls_token: return ``[feature map, class token]`` per block.
+        norm_cfg: norm layer, default LayerNorm with eps 1e-5.
         act_cfg: activation, default exact (erf) GELU.
-        patch_norm: normalisation after the patch embedding.
-        patch_bias: bias of the patch embedding. A checkpoint without one
-            loads as bias 0.
-        pre_norm: normalisation before the first block (CLIP).
-        final_norm: normalisation after the last block.
+        patch_norm: add a norm after the patch embedding.
+        patch_bias: add a bias to the patch embedding. A checkpoint without
+            one is loaded with bias 0.
+        pre_norm: add a norm before the first block (CLIP).
+        final_norm: add a norm after the last block.
         interpolate_mode: ``'bicubic'`` (mmseg) or ``'bilinear'`` (official),
-            for position embeddings at other grids.
-        num_fcs: linear layers in the feed-forward network.
-        norm_eval: keep batch-norm layers in eval mode while training.
-        with_cp: recompute activations in the backward pass.
+            for the position embedding on other grids.
+        num_fcs: number of linear layers in the feed-forward network.
+        norm_eval: keep batch norm layers in eval mode during training.
+        with_cp: recompute activations in the backward pass to save memory.
         frozen_exclude: train only parameters whose name contains one of
-            these; ``'all'`` freezes nothing.
+            these. ``'all'`` trains all parameters.
         pretrained: path or URL of a checkpoint, short for ``init_cfg``.
         init_cfg: ``dict(type='Pretrained', checkpoint=..., prefix=...)``, or
-            any mmengine initialisation. Default: the official one.
+            any initialisation of mmengine. Default: as the official code.
 
     Raises:
-        ValueError: sizes or options that contradict each other, or a
-            pretrained checkpoint that does not fit.
+        UserError: sizes or options contradict each other, or a pretrained
+            checkpoint does not fit.
     """
 
     def __init__(
@@ -139,8 +158,8 @@ class SegmenterViT(BaseModule):
         self.patch_size = patch_size
         if any(side % patch_size or side <= 0 for side in self.img_size):
             raise UserError(
-                f'img_size={tuple(self.img_size)} is not a multiple of patch_size={patch_size}; it sets the grid '
-                'of pos_embed only, so round it (images of any size are accepted)'
+                f'img_size={tuple(self.img_size)} is not a multiple of patch_size={patch_size}; round it: it only '
+                'sets the grid of pos_embed, and images may have any size'
             )
         self.grid = (self.img_size[0] // patch_size, self.img_size[1] // patch_size)
         self.num_layers = num_layers
@@ -151,7 +170,10 @@ class SegmenterViT(BaseModule):
         self.output_cls_token = output_cls_token
         self.out_origin = out_origin
         self.norm_eval = norm_eval
-        self.num_extra_tokens = 2 if with_dist_token else 1
+        self.prefix_tokens = self._declare_prefix_tokens()
+        # Without with_cls_token the class token has a row of pos_embed, but leaves before the first block (as mmseg).
+        self.num_prefix_tokens = sum(token.num_tokens for token in self.prefix_tokens) - (not with_cls_token)
+        self.num_pos_prefix_tokens = sum(token.num_tokens for token in self.prefix_tokens if token.has_position)
 
         self.patch_embed = PatchEmbed(
             in_channels=in_channels,
@@ -162,11 +184,11 @@ class SegmenterViT(BaseModule):
             bias=patch_bias,
             norm_cfg=norm_cfg if patch_norm else None,
         )
-        num_tokens = self.num_extra_tokens + self.grid[0] * self.grid[1]
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dims))
-        if with_dist_token:
-            self.dist_token = nn.Parameter(torch.zeros(1, 1, embed_dims))
-        self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens, embed_dims))
+        for token in self.prefix_tokens:
+            self.register_parameter(token.name, nn.Parameter(torch.zeros(1, token.num_tokens, embed_dims)))
+        num_rows = self.num_pos_prefix_tokens + self.grid[0] * self.grid[1]
+        # None: no absolute position embedding.
+        self.pos_embed: nn.Parameter | None = nn.Parameter(torch.zeros(1, num_rows, embed_dims))
         self.drop_after_pos = nn.Dropout(drop_rate)
         self.ln_pre = build_norm_layer(norm_cfg, embed_dims)[1] if pre_norm else nn.Identity()
         self.layers = transformer_blocks(
@@ -191,6 +213,10 @@ class SegmenterViT(BaseModule):
         self.register_load_state_dict_pre_hook(_fit_checkpoint)
         self.register_state_dict_post_hook(_note_grid)
 
+    def _declare_prefix_tokens(self) -> list[PrefixToken]:
+        """List the tokens in front of the patches; those with a position come first."""
+        return [PrefixToken('cls_token')] + ([PrefixToken('dist_token')] if self.with_dist_token else [])
+
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...] | tuple[list[Tensor], ...]:
         """Encode a batch of images.
 
@@ -199,34 +225,66 @@ class SegmenterViT(BaseModule):
 
         Returns:
             A feature map (B, C, h, w), h = ceil(H / patch_size), of each block
-            in ``out_indices``, in the order of the blocks (and one more, first,
-            with ``out_origin``); pairs ``[map, (B, C) class token]`` with
-            ``output_cls_token``.
+            in ``out_indices``, in the order of the blocks. With ``out_origin``
+            a map of the embedded patches comes first. With
+            ``output_cls_token``, pairs ``[map, (B, C) class token]``.
         """
-        x, grid = self.patch_embed(inputs)
-        x = self._add_tokens(x, grid)
+        patches, grid = self.patch_embed(inputs)
+        x = self._add_tokens(patches, grid)
+        rope = self._rope(grid)
         outs = [self._output(x, grid)] if self.out_origin else []
-        for i, layer in enumerate(self.layers):
-            x = layer(x)
-            if i == self.num_layers - 1:
-                x = self.ln1(x)
+        for i in range(self.num_layers):
+            x = self._run_block(i, x, grid, rope)
             if i in self.out_indices:
                 outs.append(self._output(x, grid))
         return tuple(outs)
 
     def _add_tokens(self, patches_BNC: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Prepend the extra tokens and add the position embedding."""
-        tokens = [self.cls_token, self.dist_token] if self.with_dist_token else [self.cls_token]
-        extra = [token.expand(patches_BNC.shape[0], -1, -1) for token in tokens]
-        pos_embed = resize_pos_embed(self.pos_embed, self.grid, grid, self.interpolate_mode, self.num_extra_tokens)
-        x = self.drop_after_pos(torch.cat((*extra, patches_BNC), dim=1) + pos_embed)
+        """Return prefix tokens and patches, (B, P + h * w, C), with position embedding."""
+        batch_size = patches_BNC.shape[0]  # len() would be a constant for torch.export
+        x = torch.cat((*self._expanded_tokens(batch_size, has_position=True), patches_BNC), dim=1)
+        if self.pos_embed is not None:
+            x = x + resize_pos_embed(self.pos_embed, self.grid, grid, self.interpolate_mode, self.num_pos_prefix_tokens)
+        x = self.drop_after_pos(x)
+        without_position = self._expanded_tokens(batch_size, has_position=False)
+        if without_position:
+            P = self.num_pos_prefix_tokens
+            x = torch.cat((x[:, :P], *without_position, x[:, P:]), dim=1)
         if not self.with_cls_token:
             x = x[:, 1:]
         return self.ln_pre(x)
 
+    def _expanded_tokens(self, batch_size: int, has_position: bool) -> list[Tensor]:
+        """Return the prefix tokens that have, or do not have, rows of ``pos_embed``, each (B, num_tokens, C)."""
+        tokens = [token.name for token in self.prefix_tokens if token.has_position is has_position]
+        return [getattr(self, name).expand(batch_size, -1, -1) for name in tokens]
+
+    def _rope(self, grid: tuple[int, int]) -> Rope | None:
+        """Return the rotary position embedding of a grid; None, as these ViTs have none."""
+        return None
+
+    def _run_block(
+        self, i: int, x_BNC: Tensor, grid: tuple[int, int], rope: Rope | None, attn_mask: Tensor | None = None
+    ) -> Tensor:
+        """Run block ``i``; after the last one, the final norm.
+
+        A subclass that inserts tokens before a block, or masks attention in
+        it, overrides this. Patches have to remain the last tokens.
+
+        Args:
+            i: number of the block.
+            x_BNC: (B, N, C) tokens.
+            grid: (h, w) of the patches.
+            rope: rotary position embedding of the patches.
+            attn_mask: as :meth:`PackedSelfAttention.forward`.
+        """
+        x_BNC = self.layers[i](x_BNC, rope, attn_mask)
+        return self.ln1(x_BNC) if i == self.num_layers - 1 else x_BNC
+
     def _output(self, x_BNC: Tensor, grid: tuple[int, int]) -> Any:
-        patches = x_BNC[:, self.num_extra_tokens :] if self.with_cls_token else x_BNC
-        # Contiguous as from mmseg: convolutional heads (SETR, UPerNet) expect it.
+        """Return the feature map (B, C, h, w), with the class token if it is asked for."""
+        patches = x_BNC[:, self.num_prefix_tokens :]  # (B, h * w, C)
+        # Contiguous, as mmseg's output is: convolutional heads (SETR, UPerNet) expect it.
         feature_map = patches.transpose(1, 2).reshape(x_BNC.shape[0], -1, *grid).contiguous()
         return [feature_map, x_BNC[:, 0]] if self.output_cls_token else feature_map
 
@@ -239,15 +297,17 @@ class SegmenterViT(BaseModule):
         return self
 
     def init_weights(self) -> None:
-        """Initialise as the official code, then apply ``init_cfg``.
+        """Initialise as the official code does, then apply ``init_cfg``.
 
         Raises:
-            FileNotFoundError: the pretrained checkpoint does not exist.
-            ValueError: it holds another model.
+            MissingFileError: the pretrained checkpoint does not exist.
+            UserError: the checkpoint holds another model.
         """
-        for token in (self.cls_token, self.pos_embed, getattr(self, 'dist_token', None)):
-            if token is not None:
-                nn.init.trunc_normal_(token, std=0.02)
+        parameters = [getattr(self, token.name) for token in self.prefix_tokens]
+        if self.pos_embed is not None:
+            parameters.insert(1, self.pos_embed)
+        for parameter in parameters:
+            nn.init.trunc_normal_(parameter, std=0.02)
         self.apply(init_transformer_weights)
         if isinstance(self.init_cfg, dict) and self.init_cfg['type'] in ('Pretrained', 'Pretrained_Part'):
             self._load_pretrained(self.init_cfg)
@@ -290,48 +350,82 @@ class SegmenterViT(BaseModule):
 def _fit_checkpoint(
     module: SegmenterViT, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *_: Any
 ) -> None:
-    """Load hook: position embedding on another grid, absent patch bias, one channel instead of three.
+    """Adapt a checkpoint to the model where the result is the same function.
 
-    A hook, so that ``load_from``, ``resume``, ``init_model`` and plain
-    ``load_state_dict`` all get it.
+    A load hook, so that ``load_from``, ``resume``, ``init_model`` and
+    ``load_state_dict`` all use it.
     """
-    weight, bias = (f'{prefix}patch_embed.projection.{name}' for name in ('weight', 'bias'))
-    own_bias = module.patch_embed.projection.bias
-    if own_bias is not None and weight in state_dict and bias not in state_dict:
-        state_dict[bias] = torch.zeros_like(own_bias, device=state_dict[weight].device)
-        print_log(f'the checkpoint has no {bias} (mmseg leaves it out): using 0', 'current', logging.WARNING)
+    _add_missing_biases(module, state_dict, prefix)
+    _sum_input_channels(module, state_dict, prefix)
+    _fit_pos_embed(module, state_dict, prefix, local_metadata)
 
-    if module.patch_embed.projection.in_channels == 1 and weight in state_dict:
-        source = state_dict[weight]
-        if source.shape[1:2] == (3,):
-            # what the three channels of a grey image, which are equal, add up to
-            state_dict[weight] = source.sum(dim=1, keepdim=True)
-            print_log(f'{weight} is of 3 channels, the model of 1: adding them up', 'current')
 
+def _add_missing_biases(module: SegmenterViT, state_dict: dict[str, Any], prefix: str) -> None:
+    """Set biases to 0 that a checkpoint was trained without: of the patch embedding, and of all blocks' attention."""
+    parameters, blocks = dict(module.named_parameters()), range(module.num_layers)
+    for names, weight, bias in (
+        ([f'{prefix}patch_embed.projection.'], 'weight', 'bias'),
+        ([f'{prefix}layers.{i}.attn.attn.' for i in blocks], 'in_proj_weight', 'in_proj_bias'),
+        ([f'{prefix}layers.{i}.attn.attn.out_proj.' for i in blocks], 'weight', 'bias'),
+    ):
+        own = parameters.get(names[0].removeprefix(prefix) + bias)
+        if own is None or any(name + bias in state_dict or name + weight not in state_dict for name in names):
+            continue
+        for name in names:
+            state_dict[name + bias] = torch.zeros_like(own, device=state_dict[name + weight].device)
+        shown = names[0] + bias + (f' (nor those of the other {len(names) - 1} blocks)' if len(names) > 1 else '')
+        print_log(f'the checkpoint has no {shown}: using 0', 'current', logging.WARNING)
+
+
+def _sum_input_channels(module: SegmenterViT, state_dict: dict[str, Any], prefix: str) -> None:
+    """Make a patch embedding of three channels one of a single channel, for three equal channels."""
+    key = f'{prefix}patch_embed.projection.weight'
+    if module.patch_embed.projection.in_channels == 1 and key in state_dict and state_dict[key].shape[1:2] == (3,):
+        state_dict[key] = state_dict[key].sum(dim=1, keepdim=True)
+        print_log(f'{key} has 3 input channels, the model 1: using their sum', 'current')
+
+
+def _fit_pos_embed(
+    module: SegmenterViT, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]
+) -> None:
+    """Resize the position embedding of a checkpoint to the model's grid.
+
+    Raises:
+        UserError: the grid of the checkpoint is unknown, or it has other
+            prefix tokens than the model.
+    """
     key = f'{prefix}pos_embed'
-    if key not in state_dict or state_dict[key].ndim != 3:
-        return  # torch reports what is missing or of another shape
+    if module.pos_embed is None or key not in state_dict or state_dict[key].ndim != 3:
+        return  # torch reports keys that are missing or of another shape
     if (f'{prefix}dist_token' in state_dict) != module.with_dist_token:
         found, set_to = ('no', False) if module.with_dist_token else ('a', True)
         raise UserError(f'the checkpoint has {found} {prefix}dist_token; set with_dist_token={set_to} in the backbone')
-    num_patches = state_dict[key].shape[1] - module.num_extra_tokens
-    same_count = num_patches == module.grid[0] * module.grid[1]
-    src_hw = local_metadata.get(_GRID_KEY) or (module.grid if same_count else square_grid(num_patches))
+    num_rows, num_prefix, (h, w) = state_dict[key].shape[1], module.num_pos_prefix_tokens, module.grid
+    num_patches = num_rows - num_prefix
+    src_hw = local_metadata.get(_GRID_KEY)
+    if src_hw is None:
+        square = square_grid(num_rows)
+        if num_prefix and square and square_grid(num_patches) is None:
+            raise UserError(
+                f'{key} has {num_rows} rows, a {square[0]}x{square[1]} grid without rows for the prefix tokens; '
+                f'expected {num_prefix} row(s) for them and those of the grid. Prepend {num_prefix} row(s) of zeros if '
+                'these tokens have no position embedding'
+            )
+        src_hw = module.grid if num_patches == h * w else square_grid(num_patches)
     if src_hw is None:
         raise UserError(
-            f'{key} has {num_patches} patch rows: neither the {module.grid[0]}x{module.grid[1]} grid of '
-            f'img_size={tuple(module.img_size)} nor a square one; set img_size to the size it was trained with'
+            f'{key} has {num_patches} patch rows; expected those of the {h}x{w} grid of '
+            f'img_size={tuple(module.img_size)} or of a square grid. Set img_size to the size it was trained with'
         )
     src_hw = (int(src_hw[0]), int(src_hw[1]))
     if src_hw != module.grid:
-        print_log(f'resizing {key} from {src_hw[0]}x{src_hw[1]} to {module.grid[0]}x{module.grid[1]}', 'current')
-        state_dict[key] = resize_pos_embed(
-            state_dict[key], src_hw, module.grid, module.interpolate_mode, module.num_extra_tokens
-        )
+        print_log(f'resizing {key} from {src_hw[0]}x{src_hw[1]} to {h}x{w}', 'current')
+        state_dict[key] = resize_pos_embed(state_dict[key], src_hw, module.grid, module.interpolate_mode, num_prefix)
 
 
 def _note_grid(module: SegmenterViT, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
-    local_metadata[_GRID_KEY] = tuple(module.grid)
+    if module.pos_embed is not None:
+        local_metadata[_GRID_KEY] = tuple(module.grid)
 
 
 def _foreign_checkpoint_message(path: str, prefix: str, keys: list[str]) -> str:

@@ -1,17 +1,26 @@
-from .attention import PackedSelfAttention, SelfAttention
-from .block import FeedForward, TransformerBlock, drop_path_rates, init_transformer_weights, transformer_blocks
+"""Layers of a ViT, one module per file, and the functions that build them."""
+
+from .attention import SelfAttention
+from .block import TransformerBlock
+from .build import drop_path_rates, init_transformer_weights, transformer_block, transformer_blocks
 from .cpu_linear import Linear
+from .feed_forward import FeedForward
+from .packed_attention import PackedSelfAttention
 from .position import resize_pos_embed, square_grid
+from .rope import Rope, apply_rope
 
 __all__ = [
     'FeedForward',
     'Linear',
     'PackedSelfAttention',
+    'Rope',
     'SelfAttention',
     'TransformerBlock',
+    'apply_rope',
     'drop_path_rates',
     'init_transformer_weights',
     'resize_pos_embed',
     'square_grid',
+    'transformer_block',
     'transformer_blocks',
 ]

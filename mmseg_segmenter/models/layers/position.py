@@ -1,4 +1,4 @@
-"""Absolute position embeddings of a ViT at other grid sizes."""
+"""Resize the position embedding of a ViT."""
 
 import math
 
@@ -12,7 +12,7 @@ Grid = tuple[int, int]
 
 
 def square_grid(num_tokens: int) -> Grid | None:
-    """The (n, n) grid of ``num_tokens`` tokens, or None if there is none."""
+    """Return the grid (n, n) that has ``num_tokens`` cells, or None."""
     side = math.isqrt(num_tokens)
     return (side, side) if side * side == num_tokens and side > 0 else None
 
@@ -24,35 +24,35 @@ def resize_pos_embed(
     mode: str = 'bicubic',
     num_prefix_tokens: int = 1,
 ) -> Tensor:
-    """Resample the grid part of a position embedding.
+    """Resize the position embedding of the patches to another grid.
 
-    Grids are compared, not token counts: a 4x4 embedding on a 2x8 grid is
-    resampled although both have 16 tokens (the official code overlooks this).
-    The prefix rows (class and distillation token) are kept as they are. The
-    interpolation runs in at least float32 and the dtype is restored.
+    Grids are compared, not numbers of tokens: a 4x4 embedding is resized for
+    a 2x8 grid, although both have 16 patches. (The official code does not.)
+    The rows of prefix tokens are kept. The interpolation is computed in
+    float32 or wider.
 
     Args:
         pos_embed: (1, num_prefix_tokens + h * w, C).
         src_hw: grid (h, w) of ``pos_embed``, in patches.
-        dst_hw: wanted grid (h', w'), in patches.
+        dst_hw: target grid (h', w'), in patches.
         mode: ``'bicubic'`` (mmseg, timm) or ``'bilinear'`` (official
             Segmenter), both with ``align_corners=False``.
-        num_prefix_tokens: rows in front of the grid.
+        num_prefix_tokens: number of rows in front of those of the patches.
 
     Returns:
         (1, num_prefix_tokens + h' * w', C) in the dtype of ``pos_embed``.
 
     Raises:
-        ValueError: the number of rows does not fit ``src_hw``.
+        UserError: the number of rows does not fit ``src_hw``.
     """
     expected = num_prefix_tokens + src_hw[0] * src_hw[1]
     if pos_embed.ndim != 3 or pos_embed.shape[1] != expected:
         raise UserError(
             f'pos_embed has shape {tuple(pos_embed.shape)}; expected (1, {expected}, C) for a grid of '
-            f'{src_hw[0]}x{src_hw[1]} patches and {num_prefix_tokens} extra token(s)'
+            f'{src_hw[0]}x{src_hw[1]} patches and {num_prefix_tokens} prefix token(s)'
         )
-    # Under torch.export the size is symbolic: comparing it would bind the program to the sizes that differ (or not).
-    # Interpolation to the same size changes nothing, so it is always right.
+    # torch.export makes the target size symbolic. Comparing it would restrict the program to other sizes, or to the
+    # same one. Interpolating to the same size changes nothing, so it can always run.
     if not isinstance(dst_hw[0], torch.SymInt) and src_hw == dst_hw:
         return pos_embed
     prefix, grid = pos_embed[:, :num_prefix_tokens], pos_embed[:, num_prefix_tokens:]
