@@ -1,10 +1,15 @@
-# make demo | test | lint | venv. PYTHON chooses the interpreter of the new environment.
+# PYTHON chooses the interpreter of the new environment.
 PYTHON ?= python3
 BIN := .venv/bin
+# One thread per process: with as many threads as cores in each, they would wait for one another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4
 
-.PHONY: venv demo test lint
+.PHONY: help venv demo quick test slow lint
 
-venv: .venv/.installed
+help: ## List what make can do
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+
+venv: .venv/.installed ## Create .venv with the package, its tools and the tested versions of everything
 
 .venv/.installed: setup.cfg pyproject.toml requirements/tested.txt
 	$(PYTHON) -m venv .venv
@@ -12,15 +17,21 @@ venv: .venv/.installed
 	$(BIN)/pip install --disable-pip-version-check -q -c requirements/tested.txt --no-build-isolation -e '.[lite,dev]'
 	touch $@
 
-demo: venv
+demo: venv ## Train, resume and evaluate a small model on generated images
 	PATH="$(CURDIR)/$(BIN):$$PATH" tools/demo.sh
 
-# One thread per process: as many threads as cores in each would wait for one another.
-test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4
+quick: lint ## Lint and run the fastest tests (under 90 seconds)
+	$(PYTEST) -m 'not slow' tests/models tests/datasets tests/engine
 
-lint: venv
+test: lint ## Lint and run all tests but the slow ones (under 10 minutes on 2 cores)
+	$(PYTEST) -m 'not slow'
+
+slow: venv ## Run the slow tests
+	$(PYTEST) -m slow
+
+lint: venv ## Check style, types, spelling and shell scripts
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/codespell
+	$(BIN)/shellcheck .ci/run $(wildcard tools/*.sh tools/*/*.sh)
