@@ -3,7 +3,6 @@
 
 import argparse
 import os
-import sys
 
 from mmengine.config import DictAction
 
@@ -33,8 +32,9 @@ def main() -> None:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
 
     from mmseg_segmenter import engine
+    from mmseg_segmenter.command_line import errors_in_one_line
 
-    try:
+    with errors_in_one_line():
         cfg = engine.load_config(args.config, args.work_dir, args.cfg_options, args.launcher)
         cfg.load_from = engine.find_checkpoint(args.checkpoint)
         if args.show or args.show_dir:
@@ -46,9 +46,7 @@ def main() -> None:
         if args.out:
             engine.save_predictions(cfg, args.out)
         engine.check_datasets(cfg, ('test_dataloader',))
-    except (FileNotFoundError, ValueError) as error:  # what the user can set right: no traceback
-        sys.exit(f'test.py: {error}')
-    engine.run(cfg, 'test', args.compile)
+        engine.run(cfg, 'test', args.compile)
 
 
 if __name__ == '__main__':

@@ -3,7 +3,6 @@
 
 import argparse
 import os
-import sys
 
 from mmengine.config import DictAction
 
@@ -29,17 +28,16 @@ def main() -> None:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
 
     from mmseg_segmenter import engine
+    from mmseg_segmenter.command_line import errors_in_one_line
 
-    try:
+    with errors_in_one_line():
         cfg = engine.load_config(args.config, args.work_dir, args.cfg_options, args.launcher)
         cfg.resume = args.resume or cfg.get('resume', False)
         if args.amp:
             engine.enable_amp(cfg, args.amp_dtype)
         engine.check_datasets(cfg, ('train_dataloader', 'val_dataloader'))
         engine.check_weights(cfg)
-    except (FileNotFoundError, ValueError) as error:  # what the user can set right: no traceback
-        sys.exit(f'train.py: {error}')
-    engine.run(cfg, 'train', args.compile)
+        engine.run(cfg, 'train', args.compile)
 
 
 if __name__ == '__main__':

@@ -69,8 +69,8 @@ def load_sample(dataset: BaseDataset, index: int) -> dict[str, Any]:
     """
     try:
         return dataset[index]
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise MissingFileError(f'{error.filename}: {error.strerror}') from None
     except (AssertionError, OSError, ValueError, cv2.error) as error:
         # what damaged files lead to in the loaders of mmcv, which seldom name the file
         info = dataset.get_data_info(index)

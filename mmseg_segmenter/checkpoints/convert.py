@@ -1,11 +1,13 @@
 """Convert a file with a pretrained encoder, and account for it."""
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from ..command_line import conversion_parser, errors_in_one_line
 from ..errors import UserError
 from ..files import refuse_existing, write_atomically, write_checkpoint
 from .architecture import Architecture, read_architecture, value_warnings
@@ -122,29 +124,26 @@ def convert_encoder(
     return replace(encoder, verified=write_atomically(folder, writers, force, check if verify else None))
 
 
-def command_line(description: str, argv: list[str] | None = None) -> int:
-    """``SOURCE DESTINATION [--force] [--verify] [--patch-size P]``, shared by the encoder converters.
+def command_line(description: str | None, argv: list[str] | None = None) -> None:
+    """Convert an encoder as the command line says: ``SOURCE DESTINATION [--force] [--verify] [--patch-size P]``.
 
-    Returns:
-        Exit code: 0, or 1 after one line about what is wrong.
+    Args:
+        description: first line of the help text.
+        argv: arguments; default: those of the process.
+
+    Raises:
+        SystemExit: the arguments are wrong, or as :func:`~mmseg_segmenter.command_line.errors_in_one_line`.
     """
-    import argparse
-    import sys
-
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('source', help='pretrained weights')
-    parser.add_argument('destination', help='.pth file to write, for init_cfg=dict(type="Pretrained", checkpoint=...)')
-    parser.add_argument('--force', action='store_true', help='replace an existing destination')
-    parser.add_argument('--verify', action='store_true', help='run both models on one image; write only if they agree')
+    parser = conversion_parser(
+        description,
+        source='pretrained weights',
+        destination='.pth file to write, for init_cfg=dict(type="Pretrained", checkpoint=...)',
+    )
     parser.add_argument('--patch-size', type=int, help='resize the patch embedding to patches of this many pixels')
     args = parser.parse_args(argv)
-    try:
+    with errors_in_one_line():
         encoder = convert_encoder(args.source, args.destination, args.force, args.verify, args.patch_size)
-    except (ValueError, OSError, ImportError) as error:
-        print(f'{parser.prog}: {error}', file=sys.stderr)
-        return 1
     for warning in encoder.warnings:
         print(f'warning: {warning}', file=sys.stderr)
     print(encoder)
     print(f'wrote {args.destination}')
-    return 0

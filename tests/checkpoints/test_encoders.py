@@ -177,23 +177,25 @@ def test_npz_with_a_damaged_array(tmp_path):
 
 def test_nan_is_a_warning(tmp_path, capsys):
     path = save(tmp_path / 'a.npz', broken(lambda w: w['cls'].__setitem__((0, 0, 3), np.nan)))
-    assert convert.command_line('', [path, str(tmp_path / 'out.pth')]) == 0
+    convert.command_line('', [path, str(tmp_path / 'out.pth')])
     assert 'warning: ' in (err := capsys.readouterr().err) and 'NaN or infinite values in cls_token' in err
 
 
-def test_existing_destination_is_kept(tmp_path, capsys):
+def test_existing_destination_is_kept(tmp_path):
     out = tmp_path / 'out.pth'
     out.write_text('mine')
-    assert convert.command_line('', [str(NPZ), str(out)]) == 1
-    assert 'out.pth exists; use --force' in capsys.readouterr().err and out.read_text() == 'mine'
-    assert convert.command_line('', [str(NPZ), str(out), '--force']) == 0
+    with pytest.raises(SystemExit) as stop:
+        convert.command_line('', [str(NPZ), str(out)])
+    assert 'out.pth exists; use --force' in str(stop.value.code) and out.read_text() == 'mine'
+    convert.command_line('', [str(NPZ), str(out), '--force'])
     assert os.listdir(tmp_path) == ['out.pth'] and torch.load(out, weights_only=True)
 
 
-def test_folder_is_no_destination(tmp_path, capsys):
+def test_folder_is_no_destination(tmp_path):
     (tmp_path / 'out.pth').mkdir()
-    assert convert.command_line('', [str(NPZ), str(tmp_path / 'out.pth'), '--force']) == 1
-    assert 'out.pth is a folder, expected the name of a file' in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        convert.command_line('', [str(NPZ), str(tmp_path / 'out.pth'), '--force'])
+    assert 'out.pth is a folder, expected the name of a file' in str(stop.value.code)
 
 
 def test_relative_destination(tmp_path, monkeypatch):

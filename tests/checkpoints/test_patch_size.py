@@ -48,8 +48,8 @@ def test_shape_and_dtype():
 def test_command_line(tmp_path, capsys):
     """The file loads into a model of that patch, which sees in an enlarged image what the old one saw."""
     paths = {8: tmp_path / 'p8.pth', 16: tmp_path / 'p16.pth'}
-    assert command_line('', [str(NPZ), str(paths[8])]) == 0
-    assert command_line('', [str(NPZ), str(paths[16]), '--patch-size', '16']) == 0
+    command_line('', [str(NPZ), str(paths[8])])
+    command_line('', [str(NPZ), str(paths[16]), '--patch-size', '16'])
     assert 'ViT-D32/16, 64x64' in capsys.readouterr().out
     old = read_encoder(str(NPZ)).architecture
     image = torch.randn(1, 3, 32, 32)
@@ -69,7 +69,8 @@ def test_command_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     ('options', 'word'), [(['0'], 'patch_size=0; expected a positive'), (['16', '--verify'], 'the tokens differ')]
 )
-def test_wrong_options_are_one_line_and_write_nothing(tmp_path, capsys, options, word):
-    assert command_line('', [str(NPZ), str(tmp_path / 'out.pth'), '--patch-size', *options]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
+def test_wrong_options_are_one_line_and_write_nothing(tmp_path, options, word):
+    with pytest.raises(SystemExit) as stop:
+        command_line('', [str(NPZ), str(tmp_path / 'out.pth'), '--patch-size', *options])
+    (line,) = str(stop.value.code).splitlines()
     assert word in line and not list(tmp_path.iterdir())

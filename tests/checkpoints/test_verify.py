@@ -74,6 +74,9 @@ def run_tool(monkeypatch, name, *args):
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(TOOLS / name), run_name='__main__')
         sys.exit(0)  # tools that were successful just end
+    if isinstance(end.value.code, str):  # what the interpreter does with a message
+        print(end.value.code, file=sys.stderr)
+        return 1
     return end.value.code
 
 

@@ -2,7 +2,6 @@
 """Loss, learning rate and mIoU of one or several trainings, as a plot and as CSV."""
 
 import argparse
-import sys
 
 
 def main() -> None:
@@ -17,11 +16,10 @@ def main() -> None:
     args = parser.parse_args()
 
     from mmseg_segmenter.analysis import logs
+    from mmseg_segmenter.command_line import errors_in_one_line
 
-    try:
+    with errors_in_one_line():
         print(logs.analyze(args.runs, args.out, args.keys, args.labels, args.smooth))
-    except (OSError, ValueError) as error:  # what the user can set right: no traceback
-        sys.exit(f'analyze_logs.py: {error}')
     stem = args.out.removesuffix('.png')
     print(f'wrote {stem}.png {stem}.csv')
 

@@ -2,7 +2,6 @@
 """Time and memory of models side by side; --vs mmseg: of the same model on mmseg's own classes."""
 
 import argparse
-import sys
 
 from mmengine.config import DictAction
 
@@ -30,9 +29,10 @@ def main() -> None:
     args = parser.parse_args()
 
     from mmseg_segmenter.analysis import benchmark
+    from mmseg_segmenter.command_line import errors_in_one_line
 
     benchmark.prepare()
-    try:
+    with errors_in_one_line():
         if args.mode == 'loader':
             for config in args.configs:
                 times = benchmark.loader(config, args.cfg_options)
@@ -55,8 +55,6 @@ def main() -> None:
                     benchmark.compare(case, models, args.repeat, not args.no_memory, peak)
                     records.append(benchmark.record(case, models))
                     print(benchmark.table(case, models), flush=True)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f'benchmark.py: {error}')
     if peak:
         print(f'matrix product of this machine: {peak:.0f} GFLOP/s ({args.amp or "float32"})')
     if args.json:

@@ -2,7 +2,6 @@
 """Samples of a dataset as the model gets them, augmented and padded, with their annotation, on one sheet."""
 
 import argparse
-import sys
 
 from mmengine.config import DictAction
 
@@ -22,14 +21,13 @@ def main() -> None:
 
     from mmseg_segmenter import engine
     from mmseg_segmenter.analysis import samples
+    from mmseg_segmenter.command_line import errors_in_one_line
 
-    try:
+    with errors_in_one_line():
         cfg = engine.load_config(args.config, cfg_options=args.cfg_options)
         samples.browse_dataset(
             cfg, args.out, args.split, args.number, args.columns, args.seed, args.original, args.side
         )
-    except (OSError, ValueError) as error:  # what the user can set right: no traceback
-        sys.exit(f'browse_dataset.py: {error}')
     print('wrote', args.out)
 
 

@@ -2,7 +2,6 @@
 """Image, annotation, prediction and errors of samples of a dataset, on one sheet."""
 
 import argparse
-import sys
 
 from mmengine.config import DictAction
 
@@ -32,15 +31,14 @@ def main() -> None:
 
     from mmseg_segmenter import engine
     from mmseg_segmenter.analysis import samples
+    from mmseg_segmenter.command_line import errors_in_one_line
 
-    try:
+    with errors_in_one_line():
         cfg = engine.load_config(args.config, cfg_options=args.cfg_options)
         checkpoint = args.checkpoint and engine.find_checkpoint(args.checkpoint)
         samples.browse_predictions(
             cfg, args.out, checkpoint, args.predictions, args.split, args.number, args.columns, args.seed, args.side
         )
-    except (OSError, ValueError) as error:  # what the user can set right: no traceback
-        sys.exit(f'browse_predictions.py: {error}')
     print('wrote', args.out)
 
 

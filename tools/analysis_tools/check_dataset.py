@@ -21,11 +21,12 @@ def main() -> int:
     from mmengine.registry import init_default_scope
 
     from mmseg_segmenter import engine
+    from mmseg_segmenter.command_line import errors_in_one_line
     from mmseg_segmenter.datasets.check import check_dataset
     from mmseg_segmenter.datasets.check import report as check_report
     from mmseg_segmenter.files import check_destination
 
-    try:
+    with errors_in_one_line():
         cfg = engine.load_config(args.config, cfg_options=args.cfg_options)
         init_default_scope(cfg.get('default_scope', 'mmseg'))
         for path in filter(None, (args.json, args.plot)):
@@ -36,8 +37,6 @@ def main() -> int:
             check_report.write_json(report, args.json)
         if args.plot:
             check_report.plot(report, args.plot)
-    except (OSError, ValueError) as error:  # what the user can set right: no traceback
-        sys.exit(f'check_dataset.py: {error}')
     return 1 if report.errors else 0
 
 

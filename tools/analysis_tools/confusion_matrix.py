@@ -2,7 +2,6 @@
 """Confusion matrix and per-class IoU of the test set, as a plot and as tables."""
 
 import argparse
-import sys
 
 from mmengine.config import DictAction
 
@@ -31,17 +30,16 @@ def main() -> None:
 
     from mmseg_segmenter import engine
     from mmseg_segmenter.analysis import confusion
+    from mmseg_segmenter.command_line import errors_in_one_line
     from mmseg_segmenter.evaluation.report import report_files
 
-    try:
+    with errors_in_one_line():
         cfg = engine.load_config(args.config, args.work_dir, args.cfg_options)
         if args.predictions:
             confusion.from_folder(cfg, args.predictions, args.out, args.sort)
         else:
             confusion.prepare_test(cfg, engine.find_checkpoint(args.checkpoint), args.out, args.sort)
             engine.run(cfg, 'test')
-    except (OSError, ValueError) as error:  # what the user can set right: no traceback
-        sys.exit(f'confusion_matrix.py: {error}')
     files = report_files(args.out)
     with open(files[-1], encoding='utf-8') as table:
         print(table.read(), end='')

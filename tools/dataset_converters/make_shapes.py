@@ -3,9 +3,6 @@
 
 import argparse
 import re
-import sys
-
-from mmseg_segmenter.datasets.shapes import ALL_CLASSES, make_shapes
 
 
 def height_by_width(text: str) -> tuple[int, int]:
@@ -20,13 +17,15 @@ def main() -> None:
     parser.add_argument('out', help='folder to create')
     parser.add_argument('--images', type=int, default=400, help='number of images, a fifth for validation')
     parser.add_argument('--size', type=height_by_width, default='192x256', metavar='HxW', help='image size in pixels')
-    parser.add_argument('--classes', type=int, default=5, help=f'number of classes, 2 to {len(ALL_CLASSES)}')
+    parser.add_argument('--classes', type=int, default=5, help='number of classes')
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
-    try:
+
+    from mmseg_segmenter.command_line import errors_in_one_line
+    from mmseg_segmenter.datasets.shapes import ALL_CLASSES, make_shapes
+
+    with errors_in_one_line():
         make_shapes(args.out, args.images, args.size, args.classes, args.seed)
-    except (ValueError, OSError) as error:
-        sys.exit(f'make_shapes: {error}')
     names = ', '.join(shape.name for shape in ALL_CLASSES[: args.classes])
     print(f'wrote {args.images} images of {args.size[0]}x{args.size[1]} to {args.out}, {args.classes} classes: {names}')
 

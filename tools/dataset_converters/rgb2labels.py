@@ -2,7 +2,6 @@
 """Make label maps of masks with a colour (or grey level) per class."""
 
 import argparse
-import sys
 
 
 def main() -> None:
@@ -27,17 +26,16 @@ def main() -> None:
     if (args.destination is None) != (args.palette is None):
         parser.error('a destination and --palette go together')
 
+    from mmseg_segmenter.command_line import errors_in_one_line
     from mmseg_segmenter.datasets import colours
 
-    try:
+    with errors_in_one_line():
         if args.palette is None:
             for (red, green, blue), pixels, masks in colours.count_colours(args.source):
                 print(f'{red:3} {green:3} {blue:3}  # {pixels} pixels in {masks} masks')
             return
         palette = colours.read_palette(args.palette)
         count = colours.convert(args.source, args.destination, palette, args.tolerance, args.rename, args.force)
-    except (OSError, ValueError) as error:  # what the user can set right: no traceback
-        sys.exit(f'rgb2labels.py: {error}')
     print(
         f'wrote {count} label maps with labels {", ".join(map(str, sorted(set(palette.values()))))} to '
         f'{args.destination}'

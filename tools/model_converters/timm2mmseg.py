@@ -1,9 +1,7 @@
 #!/usr/bin/env python
 """Convert a timm ViT or a DeiT, distilled too (.pth, .safetensors), to mmseg's layout."""
 
-import sys
-
 from mmseg_segmenter.checkpoints.convert import command_line
 
 if __name__ == '__main__':
-    sys.exit(command_line(__doc__ or ''))
+    command_line(__doc__)
