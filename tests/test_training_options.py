@@ -264,13 +264,21 @@ def test_learning_rate_of_the_head(train):
 def test_frozen_backbone(train, text, trained):
     start = weights(train(text, work_dir='still', **{'optim_wrapper.optimizer.lr': 0.0, 'param_scheduler': []}))
     runner = train(text)
-    assert all(module.drop_prob == 0 for module in runner.model.modules() if hasattr(module, 'drop_prob'))
     for name, param in runner.model.named_parameters():
         learns = re.match(trained, name) is not None
         assert param.requires_grad == learns == (param in runner.optim_wrapper.optimizer.state), name
         assert torch.equal(param.detach(), start[name]) != learns, name
     features = runner.model.backbone(torch.randn(1, 3, 32, 32))[0]
     assert features.requires_grad == (text == PARTLY_FROZEN)
+
+
+def test_frozen_backbone_has_no_stochastic_depth(tmp_path: Path) -> None:
+    rates = []
+    for i, text in enumerate(('', FROZEN)):
+        path = tmp_path / f'{i}.py'
+        path.write_text(f"_base_ = '{CONFIG}'\n{text}")
+        rates.append(Config.fromfile(path).model.backbone.drop_path_rate)
+    assert rates == [0.1, 0.0]
 
 
 def test_weight_decay(train):
