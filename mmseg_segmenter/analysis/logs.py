@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..errors import MissingFileError, UserError
-from ..evaluation.report import to_csv
 from ..files import write_atomically, write_text
+from ..tables import to_csv
 from ..visualization import plots
 
 DEFAULT_KEYS = ('loss', 'lr', 'mIoU')
