@@ -4,9 +4,12 @@ import copy
 import functools
 import gc
 import json
+import multiprocessing
+import os
 import runpy
 import shutil
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -16,8 +19,11 @@ from mmengine.config import Config
 from own_data import CLASSES, make_dataset
 from PIL import Image
 
-from mmseg_segmenter.datasets.check import check_dataset, files
+from mmseg_segmenter.datasets.check import check_dataset, files, workers
+from mmseg_segmenter.datasets.check.configuration import ModelSettings, build_datasets
+from mmseg_segmenter.datasets.check.files import FileInspector
 from mmseg_segmenter.datasets.check.report import as_text
+from mmseg_segmenter.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs' / 'segmenter' / 'segmenter_vit-s_mask_own.py'
@@ -56,9 +62,9 @@ def root(tmp_path):
     return make_dataset(tmp_path / 'data')
 
 
-def problems(cfg, workers=1):
+def problems(cfg):
     """(severity, split, kind) -> problem."""
-    return {(p.severity, p.split, p.kind): p for p in check_dataset(cfg, workers, progress=False).problems}
+    return {(p.severity, p.split, p.kind): p for p in check_dataset(cfg, 1, progress=False).problems}
 
 
 def rewrite(path, change):
@@ -80,19 +86,55 @@ def table(**changes):
 def test_a_sound_dataset(root):
     report = check_dataset(config(root), 1, progress=False)
     assert report.problems == []
-    assert set(report.tallies) == {'train', 'val'}  # test is val here, and not read twice
-    tally = report.tallies['train']
-    assert tally.images == 6 and tally.heights == (40, 40) and tally.widths == (48, 48)
-    assert tally.label_images == {0: 6, 1: 6, 2: 6, 255: 6}
+    assert set(report.splits) == {'train', 'val'}  # test is val here, and not read twice
+    statistics = report.splits['train']
+    assert statistics.images == 6 and statistics.heights == (40, 40) and statistics.widths == (48, 48)
+    assert statistics.label_images == {0: 6, 1: 6, 2: 6, 255: 6}
     left = sum(32 * (10 + i) for i in range(6))
-    assert tally.label_pixels[1] == left and tally.label_pixels[2] == 6 * 32 * 18
-    assert tally.label_pixels[255] == 6 * 2 * 48 and sum(tally.label_pixels.values()) == 6 * 40 * 48
+    assert statistics.label_pixels[1] == left and statistics.label_pixels[2] == 6 * 32 * 18
+    assert statistics.label_pixels[255] == 6 * 2 * 48 and sum(statistics.label_pixels.values()) == 6 * 40 * 48
 
 
 def test_processes_agree_with_one(root):
     (root / 'images/train/train_0.jpg').write_bytes(b'')
-    one, two = (check_dataset(config(root), workers, progress=False) for workers in (1, 2))
-    assert one.tallies == two.tallies and one.problems == two.problems
+    one, two = (check_dataset(config(root), count, progress=False) for count in (1, 2))
+    assert one.splits == two.splits and one.problems == two.problems
+
+
+def test_a_worker_that_dies_is_one_clear_error(root, monkeypatch):
+    inspect = FileInspector.inspect
+    monkeypatch.setattr(
+        FileInspector, 'inspect', lambda self, indices: os._exit(1) if self.split == 'val' else inspect(self, indices)
+    )
+    with pytest.raises(UserError, match=r'a worker process died at or after .*images/(train/train|val/val)_0\.jpg'):
+        check_dataset(config(root), 2, progress=False)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, MemoryError])
+def test_no_worker_is_left_after_an_error(root, monkeypatch, error):
+    def interrupt(*args):
+        raise error
+
+    monkeypatch.setattr('mmseg_segmenter.datasets.check.Duplicates.add', interrupt)
+    with pytest.raises(error):
+        check_dataset(config(root), 2, progress=False)
+    assert not multiprocessing.active_children()
+
+
+def test_few_tasks_are_ahead_of_the_reader(root, monkeypatch):
+    monkeypatch.setattr(workers, '_CHUNK', 1)
+    monkeypatch.setattr(workers, '_TASKS_AHEAD', 1)
+    started = []
+    submit = ProcessPoolExecutor.submit
+    monkeypatch.setattr(
+        ProcessPoolExecutor, 'submit', lambda self, run, task: (started.append(task), submit(self, run, task))[1]
+    )
+    model, datasets = ModelSettings.from_config(config(root)), build_datasets(config(root))
+    inspectors = [FileInspector(split, group[0], model) for split, group in datasets.items()]
+    results = workers.inspect_all(inspectors, 2, progress=False)
+    assert next(results)[1].images == 1 and len(started) == 2
+    assert [k for k, _ in results] == [0] * 5 + [1] * 3 and len(started) == 9
 
 
 # Ten damages, each to the files that it names.
@@ -198,7 +240,7 @@ def test_zero_is_one_class_too_many(root):
 
 def test_masks_that_only_the_backend_of_the_config_reads(root, monkeypatch):
     relabel(root, table(_0=1, _1=2, _2=3))
-    monkeypatch.setattr(files, '_decode', lambda content: ('unknown to Pillow', None, ''))
+    monkeypatch.setattr(files, '_decode', lambda content: files._Decoded('unknown to Pillow', None, ''))
     assert hint_of(config(root), 'labels_outside') == ''  # what the files hold is not known
 
 
@@ -308,7 +350,7 @@ def test_a_list_of_files(root):
     cfg.train_dataloader.dataset.ann_file = 'train.txt'
     found = problems(cfg)
     assert set(found) == {('ERROR', 'train', 'image_unreadable'), ('ERROR', 'train', 'image_without_mask')}
-    assert check_dataset(cfg, 1, progress=False).tallies['train'].images == 3
+    assert check_dataset(cfg, 1, progress=False).splits['train'].images == 3
 
 
 # Images, and settings that contradict each other
@@ -361,19 +403,19 @@ def test_contradicting_settings(root):
     cfg = config(root)
     cfg.model.decode_head.update(num_classes=4, ignore_index=3)
     messages = [p.message for p in check_dataset(cfg, 1, progress=False).problems if not p.split]
-    assert 'train has 3 classes (ground, left, right), the head num_classes=4' in messages
+    assert 'train has 3 classes (ground, left, right), the head has num_classes=4' in messages
     assert 'ignore_index=3 is one of the 4 classes' in messages
     for place in ('data_preprocessor.seg_pad_val', 'val_evaluator, IoUMetric.ignore_index'):
-        assert f'{place} is 255, ignore_index of the head 3' in messages
-    assert 'train pipeline, RandomCrop.ignore_index is 255, ignore_index of the head 3' in messages
+        assert f'{place} is 255, ignore_index of the head is 3' in messages
+    assert 'train pipeline, RandomCrop.ignore_index is 255, ignore_index of the head is 3' in messages
 
 
 def test_settings_that_would_spoil_every_file(root):
     cfg = config(root)
     cfg.train_dataloader.dataset.pipeline[1].reduce_zero_label = True
-    with pytest.raises(ValueError, match='LoadAnnotations has reduce_zero_label=True, the dataset False'):
+    with pytest.raises(ValueError, match='LoadAnnotations has reduce_zero_label=True, the dataset has False'):
         check_dataset(cfg, 1, progress=False)
-    with pytest.raises(ValueError, match="classes='road' is one text; write a list"):
+    with pytest.raises(ValueError, match="classes='road' is a string; expected a list"):
         check_dataset(set_dataset(config(root), metainfo=dict(classes='road')), 1, progress=False)
     with pytest.raises(ValueError, match='workers=0; expected at least 1'):
         check_dataset(config(root), 0)
@@ -390,7 +432,7 @@ def test_wrapped_datasets(root):
         type='ConcatDataset', datasets=[inner, dict(type='RepeatDataset', times=3, dataset=inner)]
     )
     report = check_dataset(cfg, 1, progress=False)
-    assert report.tallies['train'].images == 12
+    assert report.splits['train'].images == 12
     assert [(p.kind, p.count) for p in report.problems] == [('duplicate', 6)]
 
 
@@ -426,7 +468,7 @@ def test_command_line(root, tmp_path, monkeypatch, capsys):
     option = 'val_dataloader.dataset.reduce_zero_label=True'
     code, out, _ = run(monkeypatch, capsys, path, '--workers', 1, '--cfg-options', option)
     assert code == 1
-    assert 'ERROR train: masks that are cut short: 5' in out and 'and 2 more' in out
+    assert 'ERROR train: truncated masks: 5' in out and 'and 2 more' in out
     assert 'WARNING val: 1 of 3 classes never seen: 2 right' in out
     option = 'train_dataloader.dataset.data_root=nowhere'
     code, _, err = run(monkeypatch, capsys, path, '--cfg-options', option)
