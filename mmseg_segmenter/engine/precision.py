@@ -55,7 +55,7 @@ def enable_amp(cfg: Config, precision: str | None = None) -> None:
         raise UserError(f'--amp: optim_wrapper.type={kind!r}, expected OptimWrapper')
     precision = precision or ('bf16' if get_device() == 'cpu' else 'fp16')
     if get_device() == 'cpu':
-        _check_cpu(precision)
+        check_cpu_precision(precision)
         cfg.optim_wrapper.type = 'CpuAmpOptimWrapper'
         for key in ('loss_scale', 'dtype'):
             cfg.optim_wrapper.pop(key, None)
@@ -66,7 +66,7 @@ def enable_amp(cfg: Config, precision: str | None = None) -> None:
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic' if precision == 'fp16' else 1.0)
 
 
-def _check_cpu(precision: str) -> None:
+def check_cpu_precision(precision: str) -> None:
     if precision == 'fp16':
         raise UserError('--amp-dtype fp16 needs a GPU, found none; bf16 runs on CPUs')
     if not cpu_has_bfloat16():
@@ -80,7 +80,7 @@ def enable_test_amp(cfg: Config) -> None:
         ValueError: a CPU without instructions for bfloat16.
     """
     if get_device() == 'cpu':
-        _check_cpu('bf16')
+        check_cpu_precision('bf16')
     cfg.test_cfg.fp16 = True
 
 

@@ -7,7 +7,7 @@ from mmseg.models.segmentors import SegTTAModel as MMSegTTAModel
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
-from ..dense import argmax_labels
+from ..dense import LogitMap, argmax_labels
 from .segmenter import Segmenter
 
 
@@ -37,13 +37,19 @@ class SegTTAModel(MMSegTTAModel):
         """
         if not isinstance(self.module, Segmenter):
             return super().test_step(data)
+        results = [samples[0] for samples in zip(*data['data_samples'], strict=True)]
+        threshold = getattr(self.module.decode_head, 'threshold', 0.5)
+        for result, maps in zip(results, self.logit_maps(data), strict=True):
+            result.pred_sem_seg = PixelData(data=argmax_labels(maps, threshold)[None])
+        return results
+
+    def logit_maps(self, data: Any) -> list[list[LogitMap]]:
+        """Return for each image the logits of all its augmentations, in the place of the original.
+
+        Args: as :meth:`test_step`; ``module`` must be a :class:`Segmenter`.
+        """
         augmentations = []
         for inputs, samples in zip(data['inputs'], data['data_samples'], strict=True):
             batch = self.module.data_preprocessor(dict(inputs=inputs, data_samples=samples), False)
-            augmentations.append((batch['data_samples'], self.module.logit_maps(**batch)))
-        results = augmentations[0][0]
-        threshold = getattr(self.module.decode_head, 'threshold', 0.5)
-        for i, result in enumerate(results):
-            found = argmax_labels([maps[i] for _, maps in augmentations], threshold)
-            result.pred_sem_seg = PixelData(data=found[None])
-        return results
+            augmentations.append(self.module.logit_maps(**batch))
+        return [list(maps) for maps in zip(*augmentations, strict=True)]
