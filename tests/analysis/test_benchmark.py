@@ -1,11 +1,16 @@
 import json
+import sys
 
 import pytest
+import torch
 from mmengine.config import Config
+from mmseg.models.backbones.vit import VisionTransformer
 from mmseg.registry import MODELS
 
 import mmseg_segmenter
 from mmseg_segmenter.analysis import benchmark
+from mmseg_segmenter.analysis.benchmark.foreign import _timm_to_transformers, why_missing
+from mmseg_segmenter.checkpoints.formats import timm as timm_format
 from mmseg_segmenter.datasets.shapes import make_shapes
 
 TEXT = """
@@ -40,7 +45,7 @@ def test_sides_agree(mode, head, tmp_path):
     path = tmp_path / 'tiny.py'
     path.write_text(TEXT.format(**(MASK if head == 'mask' else dict(head='LinearHead', arguments=''))))
     case = benchmark.Case(mode, (40, 72), batch_size=1 if mode == 'tta' else 2, num_classes=7)
-    models = benchmark.contenders(str(path), True, 7)
+    models = benchmark.contenders(str(path), ['mmseg'], 7)
     benchmark.compare(case, models, repeats=2, with_memory=False, peak=100.0)
     theirs, ours = models
     assert theirs.name == 'tiny (mmseg)' and ours.name == 'tiny'
@@ -60,7 +65,7 @@ def test_sides_agree(mode, head, tmp_path):
 def test_memory_is_measured_in_a_process_of_its_own(config, tmp_path):
     block = b'x' * (1 << 30)  # of this process, not of theirs
     case = benchmark.Case('slide', (40, 72))
-    models = benchmark.contenders(str(config), True)
+    models = benchmark.contenders(str(config), ['mmseg'])
     benchmark.compare(case, models, repeats=1)
     for side in models:
         assert 0.1 < side.model_gb <= side.peak_gb < 1.2
@@ -94,15 +99,15 @@ def test_plot_has_a_line_for_each_case(tmp_path, monkeypatch):
 def test_any_mmseg_config(config):
     """Models of other architectures stand beside each other, without weights to share."""
     options = {'model.decode_head.num_convs': 1, 'model.decode_head.channels': 16}
-    (other,) = benchmark.contenders('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py', False, 5, options)
-    (ours,) = benchmark.contenders(str(config), False, 5)
+    (other,) = benchmark.contenders('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py', [], 5, options)
+    (ours,) = benchmark.contenders(str(config), [], 5)
     benchmark.compare(benchmark.Case('forward', (64, 64), num_classes=5), [other, ours], 1, with_memory=False)
     assert other.parameters > 1e7 > ours.parameters and ours.agreement is None
 
 
 def test_amp(config):
-    models = benchmark.contenders(str(config), True)
-    benchmark.compare(benchmark.Case('forward', (32, 32), amp='bf16'), models, 1, with_memory=False)
+    models = benchmark.contenders(str(config), ['mmseg'])
+    benchmark.compare(benchmark.Case('forward', (32, 32), dtype='bf16'), models, 1, with_memory=False)
     assert 0 < models[1].agreement < 0.5
 
 
@@ -123,16 +128,19 @@ train_dataloader = dict(dataset=dict(
 
 def test_wrong_input(config, tmp_path):
     with pytest.raises(FileNotFoundError, match=r'nowhere\.py not found'):
-        benchmark.contenders('nowhere.py', False)
+        benchmark.contenders('nowhere.py')
+    for name in ('mmseg::fcn/nowhere.py', 'nowhere::a/fcn.py', 'nowhere::fcn.py'):
+        with pytest.raises(FileNotFoundError, match=f'config {name} not found'):
+            benchmark.contenders(name)
     (tmp_path / 'empty.py').write_text('a = 1')
     with pytest.raises(ValueError, match='has no model'):
-        benchmark.contenders(str(tmp_path / 'empty.py'), False)
+        benchmark.contenders(str(tmp_path / 'empty.py'))
     with pytest.raises(ValueError, match='dist_token'):
-        benchmark.contenders(str(config), True, None, {'model.backbone.with_dist_token': True})
+        benchmark.contenders(str(config), ['mmseg'], None, {'model.backbone.with_dist_token': True})
 
 
 def test_each_pair_shares_weights(config):
-    models = benchmark.contenders(str(config), True) + benchmark.contenders(str(config), True)
+    models = benchmark.contenders(str(config), ['mmseg']) + benchmark.contenders(str(config), ['mmseg'])
     benchmark.compare(benchmark.Case('forward', (32, 32)), models, 1, with_memory=False)
     assert [side.agreement is None for side in models] == [True, False, True, False]
     assert models[1].agreement < 1e-5 and models[3].agreement < 1e-5
@@ -140,7 +148,7 @@ def test_each_pair_shares_weights(config):
 
 def test_config_without_test_cfg(config):
     config.write_text(config.read_text().partition('    test_cfg')[0] + ')')
-    models = benchmark.contenders(str(config), True)
+    models = benchmark.contenders(str(config), ['mmseg'])
     benchmark.compare(benchmark.Case('slide', (40, 40)), models, 1, with_memory=False)
     assert models[1].agreement > 0.999
 
@@ -157,7 +165,7 @@ def test_the_baseline_has_nothing_of_ours(config, names):
         MODELS.register_module(name='EncoderDecoder', module=mmseg_segmenter.Segmenter, force=True)
         MODELS.register_module(name='VisionTransformer', module=mmseg_segmenter.SegmenterViT, force=True)
         theirs = benchmark.Workload(
-            benchmark.Case('forward', (32, 32)), benchmark.contenders(str(config), True)[0].config
+            benchmark.Case('forward', (32, 32)), benchmark.contenders(str(config), ['mmseg'])[0]
         )
     finally:
         for name, module in registered.items():
@@ -168,8 +176,77 @@ def test_the_baseline_has_nothing_of_ours(config, names):
 def test_mmsegs_classes_are_really_mmsegs(config):
     from mmseg.models import VisionTransformer
 
-    theirs, ours = benchmark.contenders(str(config), True)
+    theirs, ours = benchmark.contenders(str(config), ['mmseg'])
     assert theirs.config.backbone.type is VisionTransformer
     assert theirs.config.type.__module__.startswith('mmseg.') and ours.config.type == 'Segmenter'
     assert isinstance(theirs.config, type(Config({'a': {}}).a))
     assert 'size_divisor' not in theirs.config.test_cfg and 'size_divisor' not in ours.config.test_cfg
+
+
+def test_a_model_that_fails_leaves_the_others(config, monkeypatch):
+    models = benchmark.contenders(str(config), ['mmseg'])
+    case = benchmark.Case('forward', (32, 32))
+    for error, reason in ((torch.OutOfMemoryError('CUDA'), 'out of memory'), (KeyError('lost'), "KeyError: 'lost'")):
+        monkeypatch.setattr(VisionTransformer, 'forward', lambda *_, error=error: (_ for _ in ()).throw(error))
+        benchmark.compare(case, models, 2, with_memory=False, keep_going=True)
+        theirs, ours = models
+        assert theirs.error == reason and theirs.median is None and theirs.agreement is None
+        assert ours.error is None and len(ours.seconds) == 2 and ours.agreement is None
+        assert reason in benchmark.table(case, models)
+        row = benchmark.record(case, models)['contenders'][0]
+        assert row['error'] == reason and row['median'] is row['speed'] is None
+    with pytest.raises(KeyError, match='lost'):
+        benchmark.compare(case, models, 2, with_memory=False)
+
+
+def test_repeats_stop_after_the_time_given(config):
+    (ours,) = benchmark.contenders(str(config))
+    benchmark.compare(benchmark.Case('forward', (32, 32)), [ours], 50, with_memory=False, seconds=0)
+    assert len(ours.seconds) == 3
+
+
+def test_the_products_of_a_training_step_count_three_times(config):
+    gflops = []
+    for mode in ('forward', 'train'):
+        (ours,) = benchmark.contenders(str(config))
+        benchmark.compare(benchmark.Case(mode, (32, 32), 2), [ours], 1, with_memory=False)
+        gflops.append(ours.gflops)
+    assert gflops[1] == pytest.approx(3 * gflops[0])
+
+
+@pytest.mark.parametrize('library', ['timm', 'transformers'])
+def test_backbones_of_other_libraries_agree(config, library):
+    """The same weights under the names of the other library give the same features."""
+    if reason := why_missing(library):
+        pytest.skip(reason)
+    models = benchmark.contenders(str(config), [library])
+    benchmark.compare(benchmark.Case('backbone', (40, 40), 2), models, 1, with_memory=False)
+    assert models[1].parameters == models[0].parameters and models[1].agreement < 1e-5
+
+
+def test_a_library_that_is_not_installed_is_named(config, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'timm', None)
+    models = benchmark.contenders(str(config), ['timm'])
+    benchmark.compare(benchmark.Case('backbone', (32, 32)), models, 1, with_memory=False, keep_going=True)
+    assert models[0].error is None and 'timm was left out: ' in models[1].error
+
+
+def test_weights_under_the_names_of_transformers(config):
+    """As transformers 5 names them, without the library."""
+    (ours,) = benchmark.contenders(str(config))
+    state = MODELS.build(ours.config.backbone).state_dict()
+    found = _timm_to_transformers(timm_format.from_mmseg(state))
+    assert len(found) == len(state) + 4 * 2  # each block has three projections, with biases, instead of one
+    q, k, v = (found[f'layers.1.attention.{name}_proj.weight'] for name in 'qkv')
+    assert torch.equal(torch.cat((q, k, v)), state['layers.1.attn.attn.in_proj_weight'])
+    assert torch.equal(found['layers.0.mlp.fc2.bias'], state['layers.0.ffn.layers.1.bias'])
+    assert torch.equal(found['layernorm.weight'], state['ln1.weight'])
+
+
+def test_tf32_is_set_for_the_block_only():
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    for tf32 in (True, False):
+        with benchmark.float32_products(tf32):
+            assert [backend.allow_tf32 for backend in backends] == [tf32, tf32]
+        assert [backend.allow_tf32 for backend in backends] == before

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Time and memory of models side by side; --vs mmseg: of the same model on mmseg's own classes."""
+"""Measure time and memory of models side by side, with --vs mmseg also on mmseg's own classes."""
 
 import argparse
 
@@ -41,22 +41,25 @@ def main() -> None:
                 for name, ms in times:
                     print(f'{name:28}{ms:8.2f} ms {ms / total:6.0%}')
             return
-        peak = benchmark.matmul_peak(args.amp) if args.mode == 'forward' else None
+        dtype = args.amp or 'float32'
+        peak = benchmark.matmul_peak(dtype) if args.mode == 'forward' else None
         records = []
         for classes in args.classes:
             for batch_size in args.batch_size:
                 for image_size in args.size:
-                    case = benchmark.Case(args.mode, image_size, batch_size, classes, args.amp, args.compile)
+                    case = benchmark.Case(args.mode, image_size, batch_size, classes, dtype, args.compile)
                     models = [
                         side
                         for config in args.configs
-                        for side in benchmark.contenders(config, args.vs == 'mmseg', classes, args.cfg_options)
+                        for side in benchmark.contenders(
+                            config, [args.vs] if args.vs else [], classes, args.cfg_options
+                        )
                     ]
                     benchmark.compare(case, models, args.repeat, not args.no_memory, peak)
                     records.append(benchmark.record(case, models))
                     print(benchmark.table(case, models), flush=True)
     if peak:
-        print(f'matrix product of this machine: {peak:.0f} GFLOP/s ({args.amp or "float32"})')
+        print(f'matrix product of this machine: {peak:.0f} GFLOP/s ({dtype})')
     if args.json:
         benchmark.write_json(args.json, records, peak)
     if args.plot:
