@@ -52,12 +52,12 @@ def test_windows_are_averaged(length, window, stride, cells):
         count[start : start + window] += 1
     assert count.min() > 0
     to_window = linear_resize(cells, window, dtype=torch.float64)
-    places, size, axis_map = average_windows(length, starts, to_window, cells)
-    assert size == (length if cells == window else cells * len(starts))
-    inputs = torch.zeros(size, dtype=torch.float64)
-    for place, one in zip(places, values, strict=True):
-        inputs[place : place + cells] += one
-    torch.testing.assert_close(apply(axis_map, inputs), total / count, rtol=0, atol=1e-12)
+    offsets, num_positions, to_image = average_windows(length, starts, to_window, cells)
+    assert num_positions == (length if cells == window else cells * len(starts))
+    inputs = torch.zeros(num_positions, dtype=torch.float64)
+    for offset, one in zip(offsets, values, strict=True):
+        inputs[offset : offset + cells] += one
+    torch.testing.assert_close(apply(to_image, inputs), total / count, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize('window, stride', [(64, 64), (64, 40), (64, 1), (5, 3)])

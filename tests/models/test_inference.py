@@ -14,6 +14,7 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from official import DATA, build, load
 
+from mmseg_segmenter.errors import UserError
 from mmseg_segmenter.models.dense import logit_map
 from mmseg_segmenter.models.dense.logit_map import most_likely
 
@@ -266,6 +267,52 @@ def test_augmented_keeps_no_logit_map(stack, monkeypatch):
     with LargestTensor() as largest:
         MODELS.build(dict(type='SegTTAModel', module=model)).test_step(data)
     assert largest.numel <= HEADS['linear']['num_classes'] * 160 * 160 / 8
+
+
+# Logits that are not finite
+
+
+def spoil(model, value):
+    """Make logits of images that are brighter than 100 on average NaN or infinite."""
+    forward = model.decode_head.forward
+
+    def spoilt(feats):
+        logits = forward(feats).clone()
+        logits[bright[-1], -1, 1, 1] = value
+        return logits
+
+    bright = []
+    model.backbone.register_forward_pre_hook(lambda module, args: bright.append(args[0].mean((1, 2, 3)) > 100))
+    model.decode_head.forward = spoilt
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
+@pytest.mark.parametrize('head', ['mask', 'linear', 'binary'])
+@pytest.mark.parametrize('test_cfg', MODES, ids=['whole', 'slide', 'oblong'])
+def test_logits_that_are_not_finite_name_the_image(head, test_cfg, value):
+    model, _ = ours_and_theirs(head, **test_cfg)
+    spoil(model, value)
+    image = torch.zeros(2, 3, 45, 50, dtype=torch.float64)
+    metas = [meta((45, 50), img_path=f'images/{i}.png') for i in range(2)]
+    model.predict(image, samples(*metas))
+    image[1] = 200
+    with pytest.raises(UserError, match=r'^images/1\.png: the logits of the model are not finite'):
+        model.predict(image, samples(*metas))
+    with pytest.raises(UserError, match=r'^image 1 of the batch: the logits of the model are not finite'):
+        model.predict(image)
+
+
+@torch.no_grad()
+def test_augmented_logits_that_are_not_finite_name_the_image(stack):
+    model, _ = ours_and_theirs(mode='slide', crop_size=(32, 32), stride=(20, 20))
+    spoil(model, float('nan'))
+    data = augmented(torch.zeros(1, 3, 50, 60, dtype=torch.float64), (70, 64))
+    tta = MODELS.build(dict(type='SegTTAModel', module=model))
+    tta.test_step(copy.deepcopy(data))
+    data['inputs'][3][0] += 200  # one of the augmentations is enough
+    with pytest.raises(UserError, match=r'^image\.png: the logits of the model are not finite'):
+        tta.test_step(data)
 
 
 # Official inference()

@@ -1,19 +1,24 @@
 """From the logits of a head to the pixels of an image."""
 
 from .axis_map import AxisMap, identity, linear_resize
-from .logit_map import LogitMap, argmax_labels
+from .logit_map import LogitMap, argmax_labels, check_finite
 from .pixels import confidence_map, label_map, probability_map
-from .windows import average_windows, window_starts
+from .windows import AxisWindows, MergedLogits, WindowLogits, average_windows, merge_windows, window_starts
 
 __all__ = [
     'AxisMap',
+    'AxisWindows',
     'LogitMap',
+    'MergedLogits',
+    'WindowLogits',
     'argmax_labels',
     'average_windows',
+    'check_finite',
     'confidence_map',
     'identity',
     'label_map',
     'linear_resize',
+    'merge_windows',
     'probability_map',
     'window_starts',
 ]

@@ -1,30 +1,42 @@
 """Resizing, cropping, flipping and averaging windows as one linear map per image axis.
 
-All of them act on rows and columns separately, and on every channel alike, so
-whatever lies between the logits of a head and the pixels of a result is
-``rows @ logits @ columns.T`` with two sparse matrices. Composing those first
-means that any tile of the result can be had straight from the logits, and
-nothing in between is ever stored.
+Each of these acts on rows and columns separately, and on all channels alike.
+So the pixels of a result are ``rows @ logits @ columns.T`` of the logits of a
+head, with two sparse matrices. With the steps composed first, any tile of the
+result is computed from the logits directly, and nothing in between is stored.
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class AxisMap:
-    """Each output coordinate as a weighted sum of a few input coordinates.
+class DenseMap(NamedTuple):
+    """Some outputs of an :class:`AxisMap` as a matrix product.
 
     Attributes:
-        index: (n_out, T) input coordinates, int64, on the CPU.
-        weight: (n_out, T) their weights.
+        inputs: range of inputs that the outputs use.
+        matrix: (outputs, inputs).
+    """
+
+    inputs: slice
+    matrix: Tensor
+
+
+@dataclass(frozen=True)
+class AxisMap:
+    """Compute each output coordinate as a weighted sum of a few input coordinates.
+
+    Attributes:
+        index: (n_out, T) input coordinates of each output, int64, on the CPU.
+        weight: (n_out, T) weights of these inputs.
     """
 
     index: Tensor
     weight: Tensor
-    _matrices: dict[tuple[int, int, torch.device], tuple[slice, Tensor]] = field(
+    _matrices: dict[tuple[int, int, torch.device], DenseMap] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -32,66 +44,67 @@ class AxisMap:
         return len(self.index)
 
     def __getitem__(self, outputs: slice) -> 'AxisMap':
-        """Crop the output."""
+        """Return the map to a part of the outputs."""
         return AxisMap(self.index[outputs], self.weight[outputs])
 
     def is_identity(self, n_in: int) -> bool:
-        """Whether this leaves ``n_in`` coordinates as they are."""
+        """Return whether the map keeps ``n_in`` coordinates as they are."""
         return self.index.shape == (n_in, 1) and bool(
             (self.index[:, 0] == torch.arange(n_in)).all() and (self.weight == 1).all()
         )
 
     def flip(self) -> 'AxisMap':
-        """Mirror the output."""
+        """Return the map to the mirrored outputs."""
         return AxisMap(self.index.flip(0), self.weight.flip(0))
 
     def then(self, outer: 'AxisMap') -> 'AxisMap':
-        """``outer`` applied to the output of this map."""
+        """Return the map that applies this one, then ``outer``."""
         weight = outer.weight[..., None] * self.weight[outer.index]
         return AxisMap(self.index[outer.index].flatten(1), weight.flatten(1))
 
     def resize(self, length: int, align_corners: bool = False) -> 'AxisMap':
-        """Interpolate the output linearly to another length."""
+        """Return the map that interpolates the outputs linearly to another length."""
         return self.then(linear_resize(len(self), length, align_corners, self.weight.dtype))
 
-    def dense(self, outputs: slice, device: torch.device | str = 'cpu') -> tuple[slice, Tensor]:
-        """The matrix of some outputs, without the inputs that none of them uses.
+    def dense(self, outputs: slice, device: torch.device | str = 'cpu') -> DenseMap:
+        """Return the matrix of some outputs, for the inputs that they use.
 
-        It is kept: all tiles of a strip share one, and so do all images of a
-        batch and the way back.
+        The matrix is cached, because the tiles of a strip, the images of a
+        batch and the backward pass share it.
 
-        Returns:
-            The inputs used, and a matrix (outputs, inputs) on ``device``.
+        Args:
+            outputs: range of outputs, with start and stop.
+            device: device of the matrix.
         """
         key = (outputs.start, outputs.stop, torch.device(device))
         if key not in self._matrices:
             inputs, matrix = self._make_dense(outputs)
-            self._matrices[key] = inputs, matrix.to(device, non_blocking=True)
+            self._matrices[key] = DenseMap(inputs, matrix.to(device, non_blocking=True))
         return self._matrices[key]
 
-    def _make_dense(self, outputs: slice) -> tuple[slice, Tensor]:
+    def _make_dense(self, outputs: slice) -> DenseMap:
         index, weight = self.index[outputs], self.weight[outputs]
         start, stop = int(index.min()), int(index.max()) + 1
         matrix = weight.new_zeros(len(index), stop - start)
-        return slice(start, stop), matrix.scatter_add_(1, index - start, weight)
+        return DenseMap(slice(start, stop), matrix.scatter_add_(1, index - start, weight))
 
 
 def identity(length: int, dtype: torch.dtype = torch.float32) -> AxisMap:
-    """Every coordinate as it is."""
+    """Return the map that keeps each coordinate."""
     return AxisMap(torch.arange(length)[:, None], torch.ones(length, 1, dtype=dtype))
 
 
 def linear_resize(n_in: int, n_out: int, align_corners: bool = False, dtype: torch.dtype = torch.float32) -> AxisMap:
-    """Linear interpolation, as one axis of torch's ``'bilinear'``.
+    """Return linear interpolation, as along one axis of torch's ``'bilinear'``.
 
-    Coordinates are rounded as torch rounds them, in ``dtype``, so that far
-    from the origin of large images both err alike.
+    Coordinates are rounded as in torch, in ``dtype``. So results agree for
+    large images too, where rounding errors of coordinates are large.
 
     Args:
         n_in: input length.
         n_out: output length.
         align_corners: as ``F.interpolate``.
-        dtype: of the logits, at least float32.
+        dtype: dtype of the logits, float32 or float64.
     """
     if n_in == n_out:
         return identity(n_in, dtype)

@@ -1,4 +1,4 @@
-"""Logits of a whole image that exist one tile at a time."""
+"""Compute the logits of an image tile by tile."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,25 +6,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...errors import UserError
 from .axis_map import AxisMap
 
-# Small enough for a CPU's cache, large enough to keep a GPU busy; in bytes of logits.
+# Size of a tile in bytes: it fits into the cache of a CPU, and keeps a GPU busy.
 _TILE_BYTES = {'cpu': 4 << 20, 'cuda': 128 << 20}
 
 
 @dataclass(frozen=True)
 class LogitMap:
-    """Logits of one image, K classes at H x W pixels, computed where they are asked for.
+    """Hold the logits of one image, and compute them at H x W pixels for K classes on demand.
 
-    Such a map is hundreds of times as large as what the head put out, or as
-    the labels that are wanted. So only the head's logits are kept; a tile of
-    the map is ``rows @ logits @ columns.T``. Tiles have the classes in the
-    middle, which makes that two plain matrix products (in TF32, too, where that
-    is allowed for float32).
+    At the size of the image, logits are hundreds of times as large as the
+    output of the head and as the labels. So only the logits of the head are
+    stored, and a tile is computed as ``rows @ logits @ columns.T``. The
+    classes are the middle dimension, so that these are two plain matrix
+    products (in TF32 too, where that is allowed for float32).
 
     Attributes:
-        logits: (h, K, w) of the head; those of sliding windows stand beside
-            and below each other.
+        logits: (h, K, w) logits of the head; with sliding windows as in
+            :class:`MergedLogits`.
         rows: from h to H.
         columns: from w to W.
     """
@@ -35,31 +36,38 @@ class LogitMap:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(H, K, W)"""
+        """Return (H, K, W)."""
         return len(self.rows), self.logits.shape[1], len(self.columns)
 
     def tile(self, rows: slice, columns: slice) -> Tensor:
-        """Logits (rows, K, columns) of a part of the image."""
+        """Return the logits (rows, K, columns) of a part of the image."""
         from_rows, row_matrix = self.rows.dense(rows, self.logits.device)
         from_columns, column_matrix = self.columns.dense(columns, self.logits.device)
         part = self.logits[from_rows, :, from_columns]
-        _, K, few = part.shape
+        h, K, w = part.shape
         with torch.autocast(part.device.type, enabled=False):
-            part = row_matrix @ part.reshape(len(part), K * few)
-            part = part.view(-1, few) @ column_matrix.T
+            part = row_matrix @ part.reshape(h, K * w)  # (rows, K * w)
+            part = part.view(-1, w) @ column_matrix.T  # (rows * K, columns)
         return part.view(-1, K, len(column_matrix))
 
     def add_tile_gradient(self, gradient: Tensor, tile_gradient: Tensor, rows: slice, columns: slice) -> None:
-        """Transpose of :meth:`tile`: add the gradient of a tile to that of ``logits``, in place."""
+        """Add the gradient of a tile to that of ``logits``, in place: the transpose of :meth:`tile`.
+
+        Args:
+            gradient: (h, K, w) gradient of ``logits``.
+            tile_gradient: (rows, K, columns).
+            rows: rows of the tile.
+            columns: columns of the tile.
+        """
         to_rows, row_matrix = self.rows.dense(rows, gradient.device)
         to_columns, column_matrix = self.columns.dense(columns, gradient.device)
         r, K, c = tile_gradient.shape
-        part = tile_gradient.view(r * K, c) @ column_matrix
-        part = row_matrix.T @ part.view(r, -1)
+        part = tile_gradient.view(r * K, c) @ column_matrix  # (r * K, w)
+        part = row_matrix.T @ part.view(r, -1)  # (h, K * w)
         gradient[to_rows, :, to_columns] += part.view(len(part), K, -1)
 
     def full(self) -> Tensor:
-        """All of it, (K, H, W)."""
+        """Return all logits, (K, H, W)."""
         H, K, W = self.shape
         out = self.logits.new_empty(K, H, W)
         for rows, columns in self.tiles():
@@ -67,7 +75,7 @@ class LogitMap:
         return out
 
     def tiles(self) -> Iterator[tuple[slice, slice]]:
-        """Rows and columns of tiles that cover the image."""
+        """Yield rows and columns of tiles that cover the image."""
         H, K, W = self.shape
         tile_bytes = _TILE_BYTES.get(self.logits.device.type, _TILE_BYTES['cuda'])
         pixels = max(tile_bytes // (K * self.logits.element_size()), 1)
@@ -79,15 +87,19 @@ class LogitMap:
 
 
 def argmax_labels(maps: Sequence[LogitMap], threshold: float = 0.5) -> Tensor:
-    """The class of each pixel: of the highest logit, or the highest mean probability over several maps.
+    """Return the class of each pixel.
+
+    It is the class with the highest logit or, with several maps, the highest
+    mean probability.
 
     Args:
-        maps: of the same image and size.
-        threshold: of maps of one class, what the probability of the
-            foreground has to exceed.
+        maps: logits of the same image at the same size.
+        threshold: with a single class, a pixel is foreground if its
+            probability is above this.
 
     Returns:
-        (H, W) int64; of maps of one class 0 and 1 in their own dtype, as mmseg.
+        (H, W) int64. With a single class, 0 and 1 in the dtype of the logits,
+        as in mmseg.
     """
     H, K, W = maps[0].shape
     logits = maps[0].logits
@@ -103,7 +115,7 @@ def argmax_labels(maps: Sequence[LogitMap], threshold: float = 0.5) -> Tensor:
 
 
 def mean_probabilities(maps: Sequence[LogitMap], rows: slice, columns: slice) -> Tensor:
-    """The mean over several maps of softmax, or of sigmoid for one class: (rows, K, columns)."""
+    """Return the mean of softmax (sigmoid for one class) over several maps, (rows, K, columns)."""
     total: Tensor | None = None
     for m in maps:
         tile = m.tile(rows, columns)
@@ -114,11 +126,12 @@ def mean_probabilities(maps: Sequence[LogitMap], rows: slice, columns: slice) ->
 
 
 def most_likely(scores: Tensor) -> Tensor:
-    """``scores.argmax(dim=1)`` of (rows, K, columns), the first of equals.
+    """Return ``scores.argmax(dim=1)`` of (rows, K, columns), the first one of equal scores.
 
-    torch's CPU kernel walks a dimension that is not the last one element at a
-    time. Finding the maximum first and the place where it stands second are
-    vectorised, and take a third of the time while a place fits into a byte.
+    On a CPU, torch's ``argmax`` along a dimension other than the last one is
+    not vectorised. Computing the maximum, then where it is, takes a third of
+    the time as long as a class number fits into a byte. Scores that are NaN
+    give the last class.
     """
     K = scores.shape[1]
     if scores.device.type != 'cpu' or K > 256:
@@ -127,3 +140,27 @@ def most_likely(scores: Tensor) -> Tensor:
     codes = torch.arange(K - 1, -1, -1, dtype=torch.uint8)
     hits = scores == scores.amax(dim=1, keepdim=True)
     return K - 1 - (hits * codes[:, None]).amax(dim=1).long()
+
+
+def check_finite(maps: Sequence[Sequence[LogitMap]], names: Sequence[str]) -> None:
+    """Raise an error if a logit of an image is NaN or infinite, because no class is then the most likely one.
+
+    Only the logits of the head are looked at, which takes far less time than
+    computing them. The check waits for the GPU, so labels should be computed
+    first.
+
+    Args:
+        maps: the maps of each image.
+        names: name of each image.
+
+    Raises:
+        UserError: names the first such image.
+    """
+    # A sum is finite only if all its terms are, and needs no memory.
+    sums = torch.stack([torch.stack([m.logits.sum() for m in maps_of_image]).sum() for maps_of_image in maps])
+    for name, finite in zip(names, sums.isfinite().tolist(), strict=True):
+        if not finite:
+            raise UserError(
+                f'{name}: the logits of the model are not finite (NaN or infinity); expected numbers. Check the '
+                'weights for NaN; if they have none and the model runs in fp16, use bf16 or float32'
+            )

@@ -1,52 +1,153 @@
-"""Sliding windows along one axis of an image."""
+"""Sliding windows: cut images into windows, and merge the logits of the windows.
+
+Shapes: B images, n windows of a batch, K classes, H x W pixels, h x w logits.
+"""
+
+from collections.abc import Callable
+from itertools import product
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from .axis_map import AxisMap
+from .axis_map import AxisMap, linear_resize
+
+
+class WindowLogits(NamedTuple):
+    """Logits of a batch of windows.
+
+    Attributes:
+        logits: (n, K, h, w).
+        size: height and width in pixels that they cover, padding included.
+    """
+
+    logits: Tensor
+    size: tuple[int, int]
+
+
+class MergedLogits(NamedTuple):
+    """Logits of all windows of a batch of images.
+
+    Attributes:
+        logits: (B, h, K, w), the windows beside and below each other, or
+            added up where they overlap if a logit is a pixel.
+        rows: from h to the rows of the image, the mean over windows included.
+        columns: from w to the columns of the image.
+    """
+
+    logits: Tensor
+    rows: AxisMap
+    columns: AxisMap
+
+
+class AxisWindows(NamedTuple):
+    """Logits of all windows along one axis.
+
+    Attributes:
+        offsets: position of the first logit of each window.
+        length: number of positions.
+        to_image: from the positions to the coordinates of the image, the mean
+            over windows included.
+    """
+
+    offsets: list[int]
+    length: int
+    to_image: AxisMap
+
+
+def merge_windows(
+    inputs: Tensor,
+    window: tuple[int, int],
+    stride: tuple[int, int],
+    batch_size: int,
+    segment: Callable[[Tensor, list[int]], WindowLogits],
+    align_corners: bool = False,
+    crop_padding: bool = False,
+) -> MergedLogits:
+    """Segment the sliding windows of a batch of images.
+
+    Args:
+        inputs: (B, C, H, W) images.
+        window: height and width of a window. Smaller images have one window
+            of their own size.
+        stride: vertical and horizontal distance of windows.
+        batch_size: number of windows that are segmented at once.
+        segment: returns the logits of windows (n, C, height, width), given
+            these and the number of each one's image.
+        align_corners: as ``F.interpolate``, for upsampling the logits.
+        crop_padding: ``segment`` pads at the bottom and the right; remove
+            what lies outside the window after upsampling.
+    """
+    size = inputs.shape[2:]
+    ys, xs = (window_starts(*axis) for axis in zip(size, window, stride, strict=True))
+    height, width = min(window[0], size[0]), min(window[1], size[1])
+    windows = list(product(range(inputs.shape[0]), range(len(ys)), range(len(xs))))  # (image, row, column)
+    merged = None
+    for first in range(0, len(windows), batch_size):
+        batch = windows[first : first + batch_size]
+        crops = [inputs[i, :, ys[y] : ys[y] + height, xs[x] : xs[x] + width] for i, y, x in batch]
+        logits, covered = segment(torch.stack(crops), [i for i, _, _ in batch])
+        _, K, h, w = logits.shape
+        if merged is None:
+            dtype = torch.promote_types(logits.dtype, torch.float32)  # sums are at least float32, under autocast too
+            to_window = [
+                linear_resize(cells, pixels, align_corners, dtype)[: kept if crop_padding else pixels]
+                for cells, pixels, kept in zip((h, w), covered, (height, width), strict=True)
+            ]
+            rows = average_windows(size[0], ys, to_window[0], h)
+            columns = average_windows(size[1], xs, to_window[1], w)
+            merged = logits.new_zeros(len(inputs), rows.length, K, columns.length, dtype=dtype)
+        for one, (i, y, x) in zip(logits, batch, strict=True):  # one: (K, h, w)
+            top, left = rows.offsets[y], columns.offsets[x]
+            merged[i, top : top + h, :, left : left + w] += one.transpose(0, 1)
+    assert merged is not None
+    return MergedLogits(merged, rows.to_image, columns.to_image)
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Where sliding windows begin: every ``stride``, the last one moved inside.
+    """Return the first coordinate of each window along one axis.
 
-    A length below the window has one window, which is as short. The same in
+    Windows start every ``stride``. The last one is moved back to end inside
+    the image. An image smaller than the window has one window. The same in
     mmseg (``slide_inference``) and the official code (``segm/model/utils.py``).
     """
     count = max(length - window + stride - 1, 0) // stride + 1
     return [max(min(i * stride + window, length) - window, 0) for i in range(count)]
 
 
-def average_windows(length: int, starts: list[int], window: AxisMap, n_in: int) -> tuple[list[int], int, AxisMap]:
-    """The mean over windows, and where the inputs of each have to be for it.
+def average_windows(length: int, starts: list[int], window: AxisMap, n_in: int) -> AxisWindows:
+    """Place the logits of windows along one axis, and average the windows.
 
-    Windows whose inputs are their coordinates can be added up in place, which
-    keeps as many inputs as there are coordinates. Others stand one after
-    another.
+    If the logits of a window are its pixels, windows are added up in place,
+    and there are as many positions as pixels. Otherwise the logits of the
+    windows are placed one after another.
 
     Args:
-        length: of the image.
-        starts: first coordinate of each window; together they leave no gap.
-        window: from the inputs of a window to its coordinates.
-        n_in: inputs of a window.
-
-    Returns:
-        The first place of each window's inputs, to which they are to be added;
-        how many places there are; the mean, from the places to the image.
+        length: length of the image. A single window may have another length,
+            which then counts (mmseg stretches it).
+        starts: first coordinate of each window. Windows leave no gaps.
+        window: from the logits of a window to its pixels.
+        n_in: number of logits of a window.
     """
     size, taps = window.index.shape
-    covered = torch.zeros(length, dtype=torch.long)
+    if len(starts) == 1:
+        length = size
+    num_windows = torch.zeros(length, dtype=torch.long)  # at each pixel
     for start in starts:
-        covered[start : start + size] += 1
+        num_windows[start : start + size] += 1
     if window.is_identity(n_in):
-        return starts, length, AxisMap(torch.arange(length)[:, None], covered.to(window.weight).reciprocal_()[:, None])
-    index = torch.full((length, int(covered.max()), taps), -1)
+        share = num_windows.to(window.weight).reciprocal_()
+        return AxisWindows(starts, length, AxisMap(torch.arange(length)[:, None], share[:, None]))
+    # (pixel, window over it, tap): which logits a pixel is made of
+    index = torch.full((length, int(num_windows.max()), taps), -1)
     weight = window.weight.new_zeros(index.shape)
-    seen = torch.zeros_like(covered)
+    seen = torch.zeros_like(num_windows)
     for i, start in enumerate(starts):
-        rows = torch.arange(start, start + size)
-        index[rows, seen[rows]] = window.index + i * n_in
-        weight[rows, seen[rows]] = window.weight / covered[rows, None]
-        seen[rows] += 1
-    # Coordinates that fewer windows cover: weight 0, on an input that is used anyway.
+        pixels = torch.arange(start, start + size)
+        index[pixels, seen[pixels]] = window.index + i * n_in
+        weight[pixels, seen[pixels]] = window.weight / num_windows[pixels, None]
+        seen[pixels] += 1
+    # Pixels under fewer windows than others get weight 0 for a logit that they use anyway.
     index = torch.where(index < 0, index[:, :1], index)
-    places = [i * n_in for i in range(len(starts))]
-    return places, len(starts) * n_in, AxisMap(index.flatten(1), weight.flatten(1))
+    offsets = [i * n_in for i in range(len(starts))]
+    return AxisWindows(offsets, len(starts) * n_in, AxisMap(index.flatten(1), weight.flatten(1)))

@@ -1,4 +1,4 @@
-"""The whole model: mmseg's EncoderDecoder with Segmenter's inference."""
+"""Segmentor with the inference of Segmenter."""
 
 from functools import partial
 from typing import Any
@@ -16,56 +16,59 @@ from torch import Tensor
 from ...errors import UserError
 from ...labels import check_annotations
 from ..decode_heads.tiled_loss_head import TiledLossHead
-from ..dense import AxisMap, LogitMap, argmax_labels, average_windows, linear_resize, window_starts
+from ..dense import AxisMap, LogitMap, MergedLogits, WindowLogits, argmax_labels, check_finite, merge_windows
 from ..load_report import report_loading
 
 
 @MODELS.register_module()
 class Segmenter(EncoderDecoder):
-    """``EncoderDecoder`` with inference that is fast, lean, and at image borders the official one.
+    """``EncoderDecoder`` with faster inference in less memory.
 
-    Labels are mmseg's ``EncoderDecoder``'s; the way there is another. Windows
-    run in batches, and only the head's logits are kept: upsampling, the mean
-    over windows and the resize to the original image are composed into one
-    linear map, which is applied tile by tile, each tile ending as labels. So
-    memory follows the labels, not (classes, height, width); only heads with a
-    ``predict`` of their own give logits at full size, whose sum over windows
-    is kept. Results carry ``seg_logits`` only when asked for. A subclass
-    changes inference by :meth:`logit_maps` or :meth:`predict`; mmseg's
-    ``slide_inference``, ``whole_inference`` and ``postprocess_result`` are
-    not called.
+    Labels are those of mmseg's ``EncoderDecoder``, or of the official code if
+    ``test_cfg`` asks for it. Windows are segmented in batches, and only the
+    logits of the head are stored. Upsampling, the mean over windows and the
+    resize to the original image are composed into one linear map per axis,
+    and labels are computed tile by tile. So no tensor has the size (classes,
+    height, width), except with heads that have a ``predict`` of their own and
+    return logits at full size. Results have ``seg_logits`` only on request.
 
-    Annotations are checked: a label outside the model's classes is an error
-    that names the file, before it can become an assertion on the GPU. The log
-    says whether all of a checkpoint was used.
+    Annotations are checked: a label outside the classes is an error that names
+    the file, instead of an assertion on the GPU. Logits that are not finite
+    are an error that names the image. The log says whether all of a checkpoint
+    was used.
+
+    Subclasses change inference in :meth:`logit_maps` or :meth:`predict`;
+    mmseg's ``slide_inference``, ``whole_inference`` and ``postprocess_result``
+    are not called.
 
     Args:
-        test_cfg: mmseg's keys (``mode`` defaults to ``'whole'``) and, for
-            inference only,
+        test_cfg: keys of mmseg (``mode`` defaults to ``'whole'``), and for
+            inference only:
 
-            - ``size_divisor`` (int): zero-pad each network input at the
-              bottom and right to a multiple of it (the patch size), upsample
-              the logits to the padded size, then crop (official
+            - ``size_divisor`` (int): zero-pad each input of the network at
+              the bottom and the right to a multiple of this (the patch size),
+              upsample the logits to the padded size, then crop (official
               ``segm/model/segmenter.py``). mmseg pads too, but stretches the
-              padded grid over the unpadded image.
-            - ``upscale_small`` (bool): enlarge an image with a side below the
-              window until it equals it (official ``segm/model/utils.py``),
-              in ``'slide'`` mode.
+              logits of the padded image over the image without padding.
+            - ``upscale_small`` (bool): in ``'slide'`` mode, enlarge an image
+              with a side below the window until that side equals the window
+              (official ``segm/model/utils.py``).
             - ``window_batch_size`` (int): windows per forward pass, default 4.
             - ``return_logits`` (bool): add ``seg_logits`` (K, H, W) to each
               result, as mmseg always does.
         channels_last: keep the weights of convolutions in torch's
-            ``channels_last`` memory format, which makes convolutional heads
-            (SETR-PUP, UPerNet) run in it: the same results within rounding
-            from the same weights (a seed gives other random ones). Set when
-            the model is built, as DDP lays out its buffers then.
+            ``channels_last`` memory format, so that convolutional heads
+            (SETR-PUP, UPerNet) run in it. The same weights give the same
+            results up to rounding, but a seed gives other random weights. Set
+            when the model is built, because DDP fixes the layout of its
+            buffers then.
         others: as ``EncoderDecoder``.
 
     Raises:
-        ValueError: ``size_divisor`` is not a multiple of the patch size, the
-            window options are missing or leave gaps, the heads have different
-            classes, or the padding of annotations is neither a class nor
-            ignored.
+        UserError: ``size_divisor`` is not a multiple of the patch size, window
+            options are missing or leave gaps, heads differ in their number of
+            classes, or the padding value of annotations is neither a class
+            nor ignored.
     """
 
     def __init__(
@@ -76,8 +79,8 @@ class Segmenter(EncoderDecoder):
         super().__init__(*args, test_cfg=test_cfg, **kwargs)
         self._check_test_cfg()
         self._check_classes()
-        # The preprocessor is where labels are last seen on the CPU, under every model wrapper (DDP, FSDP):
-        # looking at them later would stall the GPU.
+        # The data preprocessor is the last place where labels are on the CPU, under every model wrapper (DDP, FSDP).
+        # Reading them later would wait for the GPU.
         self.data_preprocessor.register_forward_pre_hook(
             partial(_check_labels, self._num_labels, self.decode_head.ignore_index)
         )
@@ -110,7 +113,7 @@ class Segmenter(EncoderDecoder):
         if self.with_auxiliary_head:
             auxiliary = self.auxiliary_head
             heads += list(auxiliary) if isinstance(auxiliary, torch.nn.ModuleList) else [auxiliary]
-        # Others make a target of their own from the annotation (STDC: boundaries).
+        # Other losses derive their own target from the annotation (STDC: boundaries).
         plain = (BaseDecodeHead.loss_by_feat, TiledLossHead.loss_by_feat)
         counts = [head.num_classes for head in heads if head is heads[0] or type(head).loss_by_feat in plain]
         if len(set(counts)) > 1:
@@ -118,7 +121,7 @@ class Segmenter(EncoderDecoder):
                 f'num_classes of decode_head is {counts[0]}, of auxiliary_head {", ".join(map(str, counts[1:]))}; '
                 'expected the same'
             )
-        # One sigmoid map tells two classes apart: mmseg's binary mode, in whichever way the classes are counted.
+        # In mmseg's binary mode, one sigmoid map stands for two classes; num_classes may be 1 or 2.
         self._num_labels = max(self.num_classes, 2) if self.out_channels == 1 else self.num_classes
         padding, ignored = getattr(self.data_preprocessor, 'seg_pad_val', None), self.decode_head.ignore_index
         if padding is not None and padding != ignored and not 0 <= padding < self._num_labels:
@@ -132,13 +135,16 @@ class Segmenter(EncoderDecoder):
 
         Args:
             inputs: (B, C, H, W), normalised.
-            data_samples: one per image; say how large the image was
-                (``ori_shape``), whether it is flipped, and what was padded.
+            data_samples: one per image, with the size of the original image
+                (``ori_shape``), the flip and the padding.
 
         Returns:
             The samples, each with ``pred_sem_seg`` (1, H, W), and with
             ``seg_logits`` (K, H, W) if ``test_cfg.return_logits``, at
             ``ori_shape`` (without samples, at the size of ``inputs``).
+
+        Raises:
+            UserError: logits are NaN or infinite; names the image.
         """
         maps = self.logit_maps(inputs, data_samples)
         results = data_samples or [SegDataSample() for _ in maps]
@@ -147,40 +153,40 @@ class Segmenter(EncoderDecoder):
             if self.test_cfg.get('return_logits'):
                 logits = logit_map.full()
                 result.seg_logits = PixelData(data=logits if self.out_channels > 1 else logits.sigmoid())
-            found = argmax_labels([logit_map], getattr(self.decode_head, 'threshold', 0.5))
-            result.pred_sem_seg = PixelData(data=found[None])
+            labels = argmax_labels([logit_map], getattr(self.decode_head, 'threshold', 0.5))
+            result.pred_sem_seg = PixelData(data=labels[None])
+        check_finite([[logit_map] for logit_map in maps], image_names(results))
         return results
 
     def logit_maps(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> list[LogitMap]:
-        """What :meth:`predict` takes labels from: for each image logits, in the place of the original.
+        """Return the logits from which :meth:`predict` takes the labels, one map per image.
 
-        Args: as :meth:`predict`.
+        Args:
+            inputs: as :meth:`predict`.
+            data_samples: as :meth:`predict`.
         """
         if data_samples is None:
             return self._network_maps(inputs, [dict(img_shape=inputs.shape[-2:])] * len(inputs))
         metas = [sample.metainfo for sample in data_samples]
-        logits, rows, columns = self._run_windows(inputs, metas)
+        merged = self._merge_windows(inputs, metas)
         H, W = inputs.shape[-2:]
         maps = []
-        for one, meta in zip(logits, metas, strict=True):
+        for logits, meta in zip(merged.logits, metas, strict=True):
+            rows, columns = merged.rows, merged.columns
             left, right, top, bottom = meta.get('img_padding_size', meta.get('padding_size', [0] * 4))
-            r, c = rows, columns
             if any((left, right, top, bottom)):
-                if self._enlarged_size(H, W) != (H, W):  # padding is counted before that
-                    r, c = r.resize(H), c.resize(W)
-                r, c = r[top : len(r) - bottom], c[left : len(c) - right]
+                if self._enlarged_size(H, W) != (H, W):  # the padding is in pixels of the input
+                    rows, columns = rows.resize(H), columns.resize(W)
+                rows, columns = rows[top : len(rows) - bottom], columns[left : len(columns) - right]
             if meta.get('flip'):
-                direction = meta['flip_direction']
-                if direction not in ('horizontal', 'vertical', 'diagonal'):
-                    raise UserError(f'flip_direction={direction!r}; expected horizontal, vertical or diagonal')
-                r = r.flip() if direction in ('vertical', 'diagonal') else r
-                c = c.flip() if direction in ('horizontal', 'diagonal') else c
+                rows, columns = _flip(rows, columns, meta['flip_direction'])
             ori_h, ori_w = meta['ori_shape'][:2]
-            maps.append(LogitMap(one, r.resize(ori_h, self.align_corners), c.resize(ori_w, self.align_corners)))
+            rows, columns = rows.resize(ori_h, self.align_corners), columns.resize(ori_w, self.align_corners)
+            maps.append(LogitMap(logits, rows, columns))
         return maps
 
     def inference(self, inputs: Tensor, batch_img_metas: list[dict[str, Any]]) -> Tensor:
-        """All logits, (B, K, H, W) at the size of ``inputs``; :meth:`predict` does without them.
+        """Return all logits, (B, K, H, W) at the size of ``inputs``. :meth:`predict` does not need them.
 
         Args:
             inputs: (B, C, H, W), normalised.
@@ -189,15 +195,15 @@ class Segmenter(EncoderDecoder):
         return torch.stack([logit_map.full() for logit_map in self._network_maps(inputs, batch_img_metas)])
 
     def _network_maps(self, inputs: Tensor, metas: list[dict[str, Any]]) -> list[LogitMap]:
-        """Logits in the place of the network's input."""
-        logits, rows, columns = self._run_windows(inputs, metas)
+        """Return the logits of each image at the size of ``inputs``."""
+        logits, rows, columns = self._merge_windows(inputs, metas)
         H, W = inputs.shape[-2:]
         if self._enlarged_size(H, W) != (H, W):
             rows, columns = rows.resize(H), columns.resize(W)
         return [LogitMap(one, rows, columns) for one in logits]
 
     def _enlarged_size(self, H: int, W: int) -> tuple[int, int]:
-        """Size at which an image is segmented, for ``upscale_small``."""
+        """Return the size at which an image is segmented (see ``upscale_small``)."""
         if self.test_cfg.mode != 'slide' or not self.test_cfg.get('upscale_small'):
             return H, W
         h, w = self.test_cfg.crop_size
@@ -205,74 +211,47 @@ class Segmenter(EncoderDecoder):
             return H, W
         return (h, max(int(W / H * h), w)) if H * w <= W * h else (max(int(H / W * w), h), w)
 
-    def _run_windows(self, inputs: Tensor, metas: list[dict[str, Any]]) -> tuple[Tensor, AxisMap, AxisMap]:
-        """Logits of all windows (of the one that is everything, in ``'whole'`` mode).
-
-        Returns:
-            (B, h, K, w), the windows' logits beside and below each other, or
-            added up where they are pixels, and the maps of both axes from
-            there to the mean at each pixel.
-        """
-        batch_size = len(inputs)
+    def _merge_windows(self, inputs: Tensor, metas: list[dict[str, Any]]) -> MergedLogits:
+        """Segment all windows; in ``'whole'`` mode the image is the only one."""
         size = self._enlarged_size(inputs.shape[2], inputs.shape[3])
-        windows, strides = size, size
         if self.test_cfg.mode == 'slide':
             if size != inputs.shape[2:]:
                 inputs = F.interpolate(inputs, size, mode='bilinear', align_corners=False)
-            windows, strides = self.test_cfg.crop_size, self.test_cfg.stride
+            window, stride = self.test_cfg.crop_size, self.test_cfg.stride
             batch_size = self.test_cfg.get('window_batch_size', 4)
-        ys, xs = (window_starts(*axis) for axis in zip(size, windows, strides, strict=True))
-        h, w = min(windows[0], size[0]), min(windows[1], size[1])
-        places = [(i, iy, ix) for i in range(len(inputs)) for iy in range(len(ys)) for ix in range(len(xs))]
-        canvas = None
-        for start in range(0, len(places), batch_size):
-            chunk = places[start : start + batch_size]
-            crops = torch.stack([inputs[i, :, ys[iy] : ys[iy] + h, xs[ix] : xs[ix] + w] for i, iy, ix in chunk])
-            logits, window_size = self._window_logits(crops, [metas[i] for i, _, _ in chunk])
-            (K, *cells), dtype = logits.shape[1:], torch.promote_types(logits.dtype, torch.float32)
-            if canvas is None:
-                rows = self._axis_map(size[0], ys, h, cells[0], window_size[0], dtype)
-                columns = self._axis_map(size[1], xs, w, cells[1], window_size[1], dtype)
-                # Sums over windows are in at least float32, even under autocast.
-                canvas = logits.new_zeros(len(inputs), rows[1], K, columns[1], dtype=dtype)
-            for one, (i, iy, ix) in zip(logits, chunk, strict=True):
-                y, x = rows[0][iy], columns[0][ix]
-                canvas[i, y : y + cells[0], :, x : x + cells[1]] += one.transpose(0, 1)
-        assert canvas is not None
-        return canvas, rows[2], columns[2]
+        else:
+            window, stride, batch_size = size, size, len(inputs)
+        return merge_windows(
+            inputs,
+            window,
+            stride,
+            batch_size,
+            segment=lambda crops, images: self._window_logits(crops, [metas[i] for i in images]),
+            align_corners=self.align_corners,
+            crop_padding=self.test_cfg.get('size_divisor') is not None,
+        )
 
-    def _axis_map(
-        self, length: int, starts: list[int], window: int, cells: int, window_size: int, dtype: torch.dtype
-    ) -> tuple[list[int], int, AxisMap]:
-        """:func:`average_windows` for one axis of an image, of windows of ``cells`` logits each."""
-        to_window = linear_resize(cells, window_size, self.align_corners, dtype)
-        if self.test_cfg.get('size_divisor') is not None:
-            to_window = to_window[:window]
-        if len(starts) == 1:  # mmseg may stretch the only one to another length
-            length = len(to_window)
-        return average_windows(length, starts, to_window, cells)
-
-    def _window_logits(self, crops: Tensor, metas: list[dict[str, Any]]) -> tuple[Tensor, tuple[int, int]]:
-        """Logits of windows as the head puts them out, and the size (with padding) that they stand for."""
+    def _window_logits(self, crops: Tensor, metas: list[dict[str, Any]]) -> WindowLogits:
+        """Return the logits of windows (n, C, height, width), as the head returns them."""
         head, slide = type(self.decode_head), self.test_cfg.mode == 'slide'
         if head.predict is not BaseDecodeHead.predict or head.predict_by_feat is not BaseDecodeHead.predict_by_feat:
-            # The head has its own way to the full size.
+            # Such a head upsamples its logits itself.
             metas = [dict(meta, img_shape=crops.shape[-2:]) for meta in metas] if slide else metas
             logits = self.encode_decode(crops, metas)
-            return logits, (logits.shape[2], logits.shape[3])
+            return WindowLogits(logits, (logits.shape[2], logits.shape[3]))
         divisor = self.test_cfg.get('size_divisor')
         if divisor is not None:
             crops = F.pad(crops, (0, -crops.shape[3] % divisor, 0, -crops.shape[2] % divisor))
         height, width = crops.shape[2:]
         if divisor is None and not slide:
             height, width = metas[0].get('pad_shape', metas[0]['img_shape'])[:2]
-        return self.decode_head(self.extract_feat(crops)), (height, width)
+        return WindowLogits(self.decode_head(self.extract_feat(crops)), (height, width))
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict[str, Any]]) -> Tensor:
-        """Logits of the size of ``inputs``.
+        """Return logits at the size of ``inputs``.
 
         Args:
-            inputs: (B, 3, H, W) normalised images or windows.
+            inputs: (B, C, H, W), normalised images or windows.
             batch_img_metas: one dict per image.
 
         Returns:
@@ -283,12 +262,29 @@ class Segmenter(EncoderDecoder):
             return super().encode_decode(inputs, batch_img_metas)
         H, W = inputs.shape[-2:]
         inputs = F.pad(inputs, (0, -W % divisor, 0, -H % divisor))
-        # A torch.Size is how mmseg tells the head which size to upsample to.
+        # mmseg's heads upsample to img_shape if it is a torch.Size.
         metas = [dict(meta, img_shape=torch.Size(inputs.shape[-2:])) for meta in batch_img_metas]
         return super().encode_decode(inputs, metas)[..., :H, :W]
 
 
+def image_names(data_samples: list[SegDataSample]) -> list[str]:
+    """Return the file of each image, or its number in the batch."""
+    return [sample.get('img_path') or f'image {i} of the batch' for i, sample in enumerate(data_samples)]
+
+
+def _flip(rows: AxisMap, columns: AxisMap, direction: str) -> tuple[AxisMap, AxisMap]:
+    if direction not in ('horizontal', 'vertical', 'diagonal'):
+        raise UserError(f'flip_direction={direction!r}; expected horizontal, vertical or diagonal')
+    return (
+        rows.flip() if direction != 'horizontal' else rows,
+        columns.flip() if direction != 'vertical' else columns,
+    )
+
+
 def _check_labels(num_labels: int, ignore_index: int, _: torch.nn.Module, args: tuple[Any, ...]) -> None:
-    """Forward pre-hook of the data preprocessor; without the model, which would hold on to itself."""
+    """Check annotations: a forward pre-hook of the data preprocessor.
+
+    Not a method, because a hook that holds the model would keep it alive.
+    """
     samples = args[0].get('data_samples') if args and isinstance(args[0], dict) else None
     check_annotations(samples or [], num_labels, ignore_index)

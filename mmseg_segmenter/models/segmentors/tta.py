@@ -1,4 +1,4 @@
-"""Multi-scale and flip testing without full-size logits."""
+"""Test-time augmentation without logits at full size."""
 
 from typing import Any
 
@@ -7,20 +7,20 @@ from mmseg.models.segmentors import SegTTAModel as MMSegTTAModel
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
-from ..dense import LogitMap, argmax_labels
-from .segmenter import Segmenter
+from ..dense import LogitMap, argmax_labels, check_finite
+from .segmenter import Segmenter, image_names
 
 
-# force: mmseg's default_runtime.py names this class, and a Segmenter does not keep the logits that mmseg's asks for.
+# force: mmseg's default_runtime.py names this class, and mmseg's own needs logits that a Segmenter does not return.
 @MODELS.register_module(name='SegTTAModel', force=True)
 class SegTTAModel(MMSegTTAModel):
-    """Mean softmax over the augmentations, computed tile by tile.
+    """Average the softmax over augmentations, tile by tile.
 
-    For a :class:`Segmenter` only the head's logits of each augmentation are
-    kept, from which every tile of the mean is made and turned into labels.
-    mmseg keeps a full logit map for each. The result is the same, and the
-    official one (``segm/model/utils.py``, ``inference``). Other segmentors go
-    mmseg's way.
+    For a :class:`Segmenter`, only the head's logits of each augmentation are
+    stored. Each tile of the mean is computed from them and turned into labels,
+    where mmseg stores all logits at full size. The labels are those of mmseg
+    and of the official code (``segm/model/utils.py``, ``inference``). Other
+    segmentors are run by mmseg's code.
 
     Args: as mmseg's ``SegTTAModel`` (``module``: the segmentor or its config).
     """
@@ -34,19 +34,25 @@ class SegTTAModel(MMSegTTAModel):
 
         Returns:
             For each image its first sample, with ``pred_sem_seg`` (1, H, W).
+
+        Raises:
+            UserError: logits are NaN or infinite; names the image.
         """
         if not isinstance(self.module, Segmenter):
             return super().test_step(data)
         results = [samples[0] for samples in zip(*data['data_samples'], strict=True)]
+        maps = self.logit_maps(data)
         threshold = getattr(self.module.decode_head, 'threshold', 0.5)
-        for result, maps in zip(results, self.logit_maps(data), strict=True):
-            result.pred_sem_seg = PixelData(data=argmax_labels(maps, threshold)[None])
+        for result, maps_of_image in zip(results, maps, strict=True):
+            result.pred_sem_seg = PixelData(data=argmax_labels(maps_of_image, threshold)[None])
+        check_finite(maps, image_names(results))
         return results
 
     def logit_maps(self, data: Any) -> list[list[LogitMap]]:
-        """Return for each image the logits of all its augmentations, in the place of the original.
+        """Return the logits of all augmentations of each image, in the coordinates of the original.
 
-        Args: as :meth:`test_step`; ``module`` must be a :class:`Segmenter`.
+        Args:
+            data: as :meth:`test_step`; ``module`` must be a :class:`Segmenter`.
         """
         augmentations = []
         for inputs, samples in zip(data['inputs'], data['data_samples'], strict=True):
