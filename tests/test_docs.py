@@ -142,7 +142,7 @@ def test_options_in_running_text_exist(doc):
         named = [tool for tool in TOOLS if re.search(rf'(^|[\s/]){re.escape(Path(tool).name)}\s', span)]
         known = set(parser_of(named[0])._option_string_actions) if named else every
         for option in re.findall(r'(?<!\S)--[a-z][\w-]*', span):
-            assert option in known or re.match(r'(git|pip|pytest|tensorboard) ', span), f'{doc}: {span}'
+            assert option in known or re.match(r'(git|pip|pytest|python -m segm\.\S+|tensorboard) ', span), f'{doc}: {span}'
 
 
 def test_commands_are_found():
