@@ -1,12 +1,11 @@
-"""Say what of a checkpoint a model took, whichever way it was loaded.
+"""Log which tensors of a checkpoint a model used, however the checkpoint was loaded.
 
-mmengine tells only of keys that do not fit, and in ``load_from`` and
-``init_model`` it prints them instead of logging them. Both it and torch call a
-module's load hooks, so these see every loader.
+mmengine reports only keys that do not fit, and prints them in ``load_from`` and ``init_model`` instead of logging them.
+The report is made in load hooks of the module, which torch and mmengine both call.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.logging import print_log
@@ -14,30 +13,56 @@ from torch import nn
 
 from ..errors import UserError
 
-# Key under which a loader may note the name of the file in the state_dict's metadata of the whole model.
+# A loader may note the name of the file under this key, in the state_dict's metadata of the whole model.
 FILE_KEY = 'checkpoint_file'
 
 
 def report_loading(model: nn.Module) -> None:
-    """Make a model log what it takes of each state_dict.
+    """Make a model log which tensors of each state_dict it uses.
 
-    One line at INFO if all of it was used and nothing was missing; else
-    WARNINGs with the name of each key that the model does not have, that the
-    checkpoint does not have, or whose shape differs (with both shapes).
+    Logs one line at INFO if all tensors were used and none was missing. Otherwise logs WARNINGs that name each key that
+    only the checkpoint has, that only the model has, or whose shape differs (with both shapes).
     """
     model.register_load_state_dict_pre_hook(_begin)
     model.register_load_state_dict_post_hook(_end)
 
 
-def check_all_loaded(model: nn.Module) -> None:
-    """Refuse to judge a model that is in part as it was initialised.
+def log_loading(
+    name: str, total: int, missing: Sequence[str], unexpected: Sequence[str], wrong_shape: Sequence[str] = ()
+) -> None:
+    """Log what a model took of a checkpoint.
 
     Args:
-        model: of :func:`report_loading`, after loading.
+        name: path or URL of the checkpoint.
+        total: number of tensors in the checkpoint.
+        missing: keys that only the model has.
+        unexpected: keys that only the checkpoint has.
+        wrong_shape: one message for each tensor whose shape differs.
+    """
+    used = total - len(unexpected) - len(wrong_shape)
+    if used == total and not missing:
+        print_log(f'loaded {name}: all {total} tensors of the checkpoint used', 'current')
+        return
+    print_log(f'loaded {name}: {used} of {total} tensors of the checkpoint used', 'current', logging.WARNING)
+    for what, keys in (
+        ('not used because the model has none of that name', unexpected),
+        ('not in the checkpoint, left as initialised', missing),
+        ('of another shape, left as initialised', wrong_shape),
+    ):
+        if keys:
+            tensors = 'tensor' if len(keys) == 1 else 'tensors'
+            print_log(f'{name}: {len(keys)} {tensors} {what}: {", ".join(keys)}', 'current', logging.WARNING)
+
+
+def check_all_loaded(model: nn.Module) -> None:
+    """Raise if a model is still partly as it was initialised.
+
+    Args:
+        model: a model of :func:`report_loading`, after loading.
 
     Raises:
-        ValueError: the last checkpoint had too few tensors, or of other
-            shapes; says how many, and names the first.
+        UserError: the last checkpoint lacked tensors, or had some of another shape. The message says how many, and names
+            the first.
     """
     name, left = model.__dict__.get('_not_loaded', ('', []))
     if left:
@@ -71,17 +96,4 @@ def _end(module: nn.Module, incompatible_keys: Any) -> None:
     unexpected = [key for key in incompatible_keys.unexpected_keys if key.startswith(prefix)]
     wrong_shape = [' '.join(message.split()) for message in wrong_shape]
     module.__dict__['_not_loaded'] = name, missing + wrong_shape
-    used = total - len(unexpected) - len(wrong_shape)
-    if used == total and not missing:
-        print_log(f'loaded {name}: all {total} tensors of the checkpoint used', 'current')
-        return
-    warnings = [f'loaded {name}: {used} of {total} tensors of the checkpoint used']
-    for what, keys in (
-        ('not used, the model has none of that name', unexpected),
-        ('not in the checkpoint, left as they were', missing),
-        ('of another shape, left as they were', wrong_shape),
-    ):
-        if keys:
-            warnings.append(f'{name}: {len(keys)} tensors {what}: {", ".join(keys)}')
-    for warning in warnings:
-        print_log(warning, 'current', logging.WARNING)
+    log_loading(name, total, missing, unexpected, wrong_shape)

@@ -149,10 +149,10 @@ def test_keys_that_do_not_fit_are_named(tmp_path, zoo_file, our_config, messages
     load(our_config(*MASK), path, tmp_path)
     assert loading(messages, path) == [
         (logging.WARNING, f'loaded {path}: {total - 1} of {total} tensors of the checkpoint used'),
-        (logging.WARNING, f'{path}: 1 tensors not used, the model has none of that name: neck.conv.weight'),
+        (logging.WARNING, f'{path}: 1 tensor not used because the model has none of that name: neck.conv.weight'),
         (
             logging.WARNING,
-            f'{path}: 2 tensors not in the checkpoint, left as they were: backbone.ln1.weight, decode_head.cls_emb',
+            f'{path}: 2 tensors not in the checkpoint, left as initialised: backbone.ln1.weight, decode_head.cls_emb',
         ),
     ]
 
@@ -168,7 +168,7 @@ def test_classes_that_differ_are_named_with_both_shapes(tmp_path, zoo_file, our_
     total = len(torch.load(path, weights_only=True)['state_dict'])
     first, second = (text for level, text in loading(messages, path) if level == logging.WARNING)
     assert f'{total - 2} of {total} tensors of the checkpoint used' in first
-    assert second.startswith(f'{path}: 2 tensors of another shape, left as they were: size mismatch for decode_head.')
+    assert second.startswith(f'{path}: 2 tensors of another shape, left as initialised: size mismatch for decode_head.')
     for name, shape in (('weight', '{}, 32, 1, 1'), ('bias', '{}')):
         theirs, ours = (f'torch.Size([{shape.format(classes)}])' for classes in (150, 19))
         assert (

@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...errors import UserError
 from ..layers import Rope, init_transformer_weights, resize_pos_embed, square_grid, transformer_blocks
+from ..load_report import log_loading
 
 # state_dict() stores the grid of pos_embed in its metadata under this key, so that an 18x32 embedding is not taken for
 # a 24x24 one (both have 576 rows).
@@ -327,8 +328,7 @@ class SegmenterViT(BaseModule):
         prefix = init_cfg.get('prefix') or ('image_encoder.' if init_cfg['type'] == 'Pretrained_Part' else '')
         prefix = prefix if not prefix or prefix.endswith('.') else prefix + '.'
         state = OrderedDict((k[len(prefix) :], v) for k, v in source.items() if k.startswith(prefix))
-        own = self.state_dict()
-        if not own.keys() & state.keys():
+        if not self.state_dict().keys() & state.keys():
             raise UserError(_foreign_checkpoint_message(path, prefix, list(source)))
         pos_embed = state.get('pos_embed')
         if isinstance(pos_embed, Tensor) and pos_embed.ndim == 3:
@@ -341,10 +341,7 @@ class SegmenterViT(BaseModule):
             missing, unexpected = self.load_state_dict(state, strict=False)
         except RuntimeError as error:  # torch's word for tensors of another shape
             raise UserError(f'{path} does not fit this SegmenterViT: {error}') from None
-        print_log(f'loaded the backbone from {path}: {len(own) - len(missing)} of {len(own)} tensors', 'current')
-        for what, keys in (('not in the checkpoint, initialised randomly', missing), ('not used', unexpected)):
-            if keys:
-                print_log(f'{path}: {len(keys)} tensors {what}: {", ".join(keys)}', 'current', logging.WARNING)
+        log_loading(path, len(state), missing, unexpected)
 
 
 def _fit_checkpoint(
