@@ -1,159 +1,297 @@
-"""Checkpoints of the web, downloaded once and kept: released AugReg files by name, any others by URL."""
+"""Download checkpoints once and keep them: released AugReg files by name, any others by URL.
 
+Environment variables:
+    MMSEG_SEGMENTER_CACHE: folder of the downloaded files, ``~/.cache/mmseg_segmenter`` if not set.
+    MMSEG_SEGMENTER_AUGREG_URL: folder of the AugReg files on a mirror.
+    MMSEG_SEGMENTER_DOWNLOAD_TIMEOUT: most seconds that one download may take, all attempts together, 7200 if not set.
+"""
+
+import hashlib
+import json
 import os
+import re
 import sys
 import time
 import urllib.error
 import urllib.request
-import zipfile
-from http.client import HTTPException
-from urllib.parse import urlparse
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from http.client import HTTPException, HTTPResponse
+from typing import Any
+from urllib.parse import urlsplit
 
-import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from ..errors import FileAccessError, MissingFileError
+from ..errors import FileAccessError, MissingFileError, UserError
+from .integrity import DamagedError, check_file
 
 PREFIX = 'augreg://'
 _ATTEMPTS = 4
+# Seconds before the second attempt; the pause doubles with each.
+_BACKOFF = 1.0
 _CHUNK = 1 << 20
+# Seconds without a byte after which a connection counts as broken.
+_READ_TIMEOUT = 30
+
+
+class _DownloadError(Exception):
+    """Describe why a file cannot be downloaded. The caller adds which file, and what to do."""
 
 
 def base_url() -> str:
-    """Where the files are: ``$MMSEG_SEGMENTER_AUGREG_URL``, by default Google's bucket."""
+    """Return the URL of the folder of AugReg files: ``$MMSEG_SEGMENTER_AUGREG_URL`` or Google's bucket."""
     url = os.environ.get('MMSEG_SEGMENTER_AUGREG_URL') or 'https://storage.googleapis.com/vit_models/augreg'
     return url.rstrip('/') + '/'
 
 
 def cache_folder() -> str:
-    """Where they are kept: ``$MMSEG_SEGMENTER_CACHE``, by default ``~/.cache/mmseg_segmenter``."""
+    """Return the folder of downloaded files: ``$MMSEG_SEGMENTER_CACHE`` or ``~/.cache/mmseg_segmenter``."""
     return os.environ.get('MMSEG_SEGMENTER_CACHE') or os.path.expanduser('~/.cache/mmseg_segmenter')
 
 
-def locate(name: str) -> str:
-    """Path of a released file, downloading it if it is nowhere.
-
-    Looks in ``pretrain/`` of the working directory, then in
-    :func:`cache_folder`. Of several processes that want the same file, ranks
-    of a training among them, one downloads and the others wait.
-
-    Args:
-        name: such as ``augreg://B_16-i21k-...-res_384``; the prefix and
-            ``.npz`` may be left out.
+def time_limit() -> float:
+    """Return the most seconds that one download may take: ``$MMSEG_SEGMENTER_DOWNLOAD_TIMEOUT`` or two hours.
 
     Raises:
-        FileNotFoundError: not on disk and not to be had; says which file to
-            put where.
-        OSError: the cache folder cannot be made.
+        UserError: the variable is not a positive number.
+    """
+    text = os.environ.get('MMSEG_SEGMENTER_DOWNLOAD_TIMEOUT') or '7200'
+    with suppress(ValueError):
+        if 0 < float(text) < float('inf'):
+            return float(text)
+    raise UserError(f'MMSEG_SEGMENTER_DOWNLOAD_TIMEOUT={text}; expected a positive number of seconds')
+
+
+def locate(name: str) -> str:
+    """Return the path of a released AugReg file, and download it if it is not on disk.
+
+    Looks in ``pretrain/`` of the working directory, then in :func:`cache_folder`. If several processes want the same
+    file, such as the ranks of a training, one downloads it and the others wait.
+
+    Args:
+        name: such as ``augreg://B_16-i21k-...-res_384``. The prefix and ``.npz`` may be left out.
+
+    Raises:
+        MissingFileError: the file is not on disk and cannot be downloaded. The message says which file to put where.
+        FileAccessError: the cache folder cannot be made.
     """
     file_name = name.removeprefix(PREFIX).removesuffix('.npz') + '.npz'
     if os.path.basename(file_name) != file_name:
         raise MissingFileError(f'{name}: expected the name of a file, without folders')
-    places = [os.path.join('pretrain', file_name), os.path.join(cache_folder(), file_name)]
-    for path in places:
-        if os.path.isfile(path):
-            return path
-    target = places[-1]
-    problem = ensure_downloaded(base_url() + file_name, target)
-    if problem:
+    url, target = base_url() + file_name, os.path.join(cache_folder(), file_name)
+    local = os.path.join('pretrain', file_name)
+    if os.path.isfile(local):
+        return local
+    try:
+        _ensure_downloaded(url, target)
+    except _DownloadError as error:
         raise MissingFileError(
-            f'{name}: {problem}. Get {base_url()}{file_name} on another way and put it at '
-            f'{os.path.join(os.getcwd(), places[0])} or {target}'
-        )
+            f'{name}: {error}. Download {url} by other means and save it as {os.path.join(os.getcwd(), local)} or '
+            f'{target}'
+        ) from None
     return target
 
 
 def fetch(url: str) -> str:
-    """Path of a checkpoint given by its URL, downloading it if it is not here yet.
+    """Return the path of the file behind a URL, and download it if it is not in the cache yet.
 
-    It is kept, by its name, in ``checkpoints`` of torch's hub folder
-    (``$TORCH_HOME/hub``, by default ``~/.cache/torch/hub``), as mmengine does.
-    Several processes download once.
+    It is kept in :func:`cache_folder` under its name and a hash of the whole URL. Several processes download once.
 
     Args:
         url: ``http://`` or ``https://``.
 
     Raises:
-        FileNotFoundError: not to be had; says which file to put where.
-        OSError: the folder cannot be made.
+        UserError: the URL is malformed or does not name a file.
+        MissingFileError: the file cannot be downloaded. The message says which file to put where.
+        FileAccessError: the cache folder cannot be made.
     """
-    target = os.path.join(torch.hub.get_dir(), 'checkpoints', os.path.basename(urlparse(url).path))
-    problem = ensure_downloaded(url, target)
-    if problem:
-        raise MissingFileError(f'{url}: {problem}. Get it on another way and put it at {target}')
+    target = os.path.join(cache_folder(), _cache_name(url))
+    try:
+        _ensure_downloaded(url, target)
+    except _DownloadError as error:
+        raise MissingFileError(f'{url}: {error}. Download it by other means and save it as {target}') from None
     return target
 
 
-def ensure_downloaded(url: str, target: str) -> str:
-    """Download a file unless it is here; what is wrong, or ''."""
+def _cache_name(url: str) -> str:
+    """Return the name of a URL's file in the cache, such as ``model-0123456789abcdef.pth``."""
+    if not url.isascii() or not url.isprintable() or ' ' in url:
+        raise UserError(f'{url!r}: expected a URL without spaces and special characters; write a space as %20')
+    try:
+        parts = urlsplit(url)
+        has_host = bool(parts.hostname) and parts.port != 0
+    except ValueError as error:
+        raise UserError(f'{url}: not a URL ({error})') from None
+    if not has_host:
+        raise UserError(f'{url}: expected a URL with the name of a host')
+    name = parts.path.rpartition('/')[2]
+    if name in ('', '.', '..'):
+        raise UserError(f'{url}: expected the URL of a file, found one of a folder')
+    stem, suffix = re.fullmatch(r'(.*?)((?:\.safetensors\.index)?\.\w{1,16}|)', name).groups()  # type: ignore[union-attr]
+    readable = re.sub(r'[^\w.-]', '_', stem)[:80]
+    return f'{readable}-{hashlib.sha256(url.encode()).hexdigest()[:16]}{suffix}'
+
+
+def _ensure_downloaded(url: str, target: str) -> None:
+    """Download a file unless it is in place, once for all processes.
+
+    Raises:
+        _DownloadError: the file cannot be downloaded.
+        FileAccessError: its folder cannot be made.
+    """
     if os.path.isfile(target):
-        return ''
+        return
     try:
         os.makedirs(os.path.dirname(target), exist_ok=True)
     except OSError as error:
         raise FileAccessError(f'cannot make the cache folder {os.path.dirname(target)}: {error.strerror}') from None
-    with FileLock(target + '.lock'):
-        # another process may have been faster
-        return '' if os.path.isfile(target) else _download(url, target)
+    limit = time_limit()
+    try:
+        with FileLock(target + '.lock', timeout=limit):
+            if not os.path.isfile(target):  # another process may have been faster
+                _download(url, target, limit)
+    except Timeout:
+        raise _DownloadError(f'another process has been downloading it for {limit:g} s') from None
 
 
-def _download(url: str, target: str) -> str:
-    """Fetch a file, going on after a broken connection; what is wrong, or ''."""
+def _download(url: str, target: str, limit: float) -> None:
+    """Download a file, resume after a broken connection, and put it in place once it is whole."""
+    deadline = time.monotonic() + limit
     part = target + '.part'
     problem = ''
     for attempt in range(_ATTEMPTS):
         if attempt:
-            time.sleep(2 ** (attempt - 1))
+            time.sleep(_BACKOFF * 2 ** (attempt - 1))
         try:
-            _fetch(url, part)
+            _fetch(url, part, deadline)
+            break
         except urllib.error.HTTPError as error:
             problem = f'the server answered {error.code} {error.reason}'
             if error.code == 416:  # what is here is not a beginning of the file
-                os.unlink(part)
+                _discard(part)
             elif error.code < 500:
-                return problem
+                raise _DownloadError(problem) from None
         except (OSError, HTTPException) as error:
             problem = f'download failed ({getattr(error, "reason", None) or error})'
-        else:
-            if _is_checkpoint(part, target):
-                os.replace(part, target)
-                return ''
-            size = os.path.getsize(part)
-            os.unlink(part)
-            return (
-                f'the {size:,} bytes that came are not {"an .npz file" if target.endswith(".npz") else "a checkpoint"}'
+        if time.monotonic() > deadline:
+            raise _DownloadError(
+                f'download took longer than {limit:g} s (set MMSEG_SEGMENTER_DOWNLOAD_TIMEOUT to allow more)'
             )
-    return problem
+    else:
+        raise _DownloadError(problem)
+    try:
+        check_file(part)
+    except DamagedError as error:
+        size = os.path.getsize(part)
+        _discard(part)
+        raise _DownloadError(f'the {size:,} bytes received are not a readable checkpoint ({error})') from None
+    os.replace(part, target)
+    _discard(part)
 
 
-def _is_checkpoint(path: str, name: str) -> bool:
-    """Is this an ``.npz`` or of ``torch.save``, rather than the page of a proxy or a login?"""
-    if zipfile.is_zipfile(path):
-        return True
-    with open(path, 'rb') as file:
-        return not name.endswith('.npz') and file.read(1) == b'\x80'  # torch before 1.6 wrote bare pickles
+@dataclass(frozen=True)
+class _Version:
+    """Which version of a remote file a ``.part`` file is the beginning of; stored beside it.
+
+    Attributes:
+        url: of the file.
+        validator: strong ``ETag``, or ``Last-Modified``: the value for ``If-Range``.
+        total: length of the file in bytes, if the server told.
+    """
+
+    url: str
+    validator: str
+    total: int | None
 
 
-def _fetch(url: str, part: str) -> None:
-    """Append to ``part`` what is missing of it.
+def _note(part: str) -> str:
+    return part + '.json'
+
+
+def _discard(part: str) -> None:
+    for path in (part, _note(part)):
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def _stored_version(url: str, part: str) -> _Version | None:
+    """Return the version that the ``.part`` file is of, or None if nothing can be resumed."""
+    try:
+        with open(_note(part), encoding='utf-8') as file:
+            version = _Version(**json.load(file))
+    except (OSError, ValueError, TypeError):
+        return None
+    return version if version.url == url and version.validator and os.path.isfile(part) else None
+
+
+def _fetch(url: str, part: str, deadline: float) -> None:
+    """Download a file to ``part``, or only what is missing of it if it is still the same file.
 
     Raises:
-        OSError: the connection broke, or fewer bytes came than announced.
+        OSError: the connection broke, fewer bytes came than announced, or other bytes than those asked for.
+        _DownloadError: the server's answer makes no sense.
     """
-    done = os.path.getsize(part) if os.path.isfile(part) else 0
-    request = urllib.request.Request(url, headers={'Range': f'bytes={done}-'} if done else {})
-    with urllib.request.urlopen(request, timeout=30) as response:
-        if response.status != 206:  # the server starts from the beginning
-            done = 0
-        announced = response.headers.get('Content-Length')
-        total = done + int(announced) if announced else None
-        with open(part, 'ab' if done else 'wb') as file:
-            while chunk := response.read(_CHUNK):
-                file.write(chunk)
-                done += len(chunk)
-                _show_progress(os.path.basename(url), done, total)
+    version = _stored_version(url, part)
+    done = os.path.getsize(part) if version is not None else 0
+    headers = {'Range': f'bytes={done}-', 'If-Range': version.validator} if version is not None and done else {}
+    request = urllib.request.Request(url, headers=headers)
+    with urllib.request.urlopen(request, timeout=_READ_TIMEOUT) as response:
+        if response.status == 206 and version is not None:
+            total = _resumed_total(response.headers, done, version, part)
+        elif response.status == 200:  # the whole file: the server cannot resume, or has another version by now
+            done, total = 0, _content_length(response.headers)
+            _discard(part)
+            with open(_note(part), 'w', encoding='utf-8') as file:
+                json.dump(asdict(_Version(url, _validator(response.headers), total)), file)
+        else:
+            raise _DownloadError(f'the server answered {response.status} {response.reason}')
+        _receive(response, part, done, total, deadline)
+
+
+def _receive(response: HTTPResponse, part: str, done: int, total: int | None, deadline: float) -> None:
+    """Append the body of an answer to ``part``, which has ``done`` bytes of ``total``."""
+    name = os.path.basename(part).removesuffix('.part')
+    with open(part, 'ab') as file:
+        while chunk := response.read1(_CHUNK):  # read() would wait for a whole chunk, however slowly it comes
+            file.write(chunk)
+            done += len(chunk)
+            _show_progress(name, done, total)
+            if time.monotonic() > deadline:
+                raise TimeoutError('time limit')
     if total is not None and done != total:
         raise OSError(f'{done:,} of {total:,} bytes came')
+
+
+def _content_length(headers: Mapping[str, Any]) -> int | None:
+    text = headers.get('Content-Length')
+    if text is None:
+        return None
+    if not re.fullmatch(r'[0-9]{1,18}', text.strip()):
+        raise _DownloadError(f'the server announced Content-Length: {text!r}, expected a number of bytes')
+    return int(text)
+
+
+def _validator(headers: Mapping[str, Any]) -> str:
+    """Return what identifies a version of a file: its strong ETag, else its date, else ''."""
+    etag = headers.get('ETag', '')
+    return etag if etag.startswith('"') else headers.get('Last-Modified', '')
+
+
+def _resumed_total(headers: Mapping[str, Any], done: int, version: _Version, part: str) -> int | None:
+    """Return the length of the whole file that a partial answer continues after ``done`` bytes.
+
+    Raises:
+        OSError: the answer continues elsewhere, or another file. What was received is discarded.
+    """
+    text = headers.get('Content-Range', '')
+    match = re.fullmatch(r'bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)', text.strip())
+    total = int(match[2]) if match and match[2] != '*' else version.total
+    continues = match is not None and int(match[1]) == done and version.total in (None, total)
+    if not continues or _validator(headers) not in ('', version.validator):
+        _discard(part)
+        raise OSError(f'asked for the bytes from {done:,} on, the server sent others (Content-Range: {text!r})')
+    return total
 
 
 def _show_progress(name: str, done: int, total: int | None) -> None:

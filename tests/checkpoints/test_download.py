@@ -1,9 +1,12 @@
 """``augreg://`` and ``http://`` against a server on loopback."""
 
+import contextlib
+import json
 import os
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -15,6 +18,7 @@ from mmengine.runner import CheckpointLoader, load_checkpoint
 
 from mmseg_segmenter import SegmenterViT
 from mmseg_segmenter.checkpoints import download
+from mmseg_segmenter.errors import UserError
 
 NPZ = Path(__file__).parents[1] / 'data' / 'augreg_tiny_i21k.npz'
 MODEL = dict(img_size=32, patch_size=8, embed_dims=32, num_layers=2, num_heads=2, final_norm=True)
@@ -22,7 +26,11 @@ MODEL = dict(img_size=32, patch_size=8, embed_dims=32, num_layers=2, num_heads=2
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """Serves the file as ``vit.npz``; `requests` records (path, Range), `cut` breaks the next answers off."""
+    """Serve ``content`` at ``paths``.
+
+    ``requests`` records (path, Range), and ``cut`` breaks the next answers off after so many bytes. ``validators`` are
+    headers that identify the version of the content. ``odd`` replaces headers of answers, by status.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         requests: ClassVar[list[tuple[str, str | None]]] = []
@@ -30,6 +38,11 @@ def server(tmp_path, monkeypatch):
         content = NPZ.read_bytes()
         paths: ClassVar[list[str]] = ['/vit.npz']
         supports_range = True
+        supports_if_range = True
+        validators: ClassVar[dict[str, str]] = {'ETag': '"1"'}
+        odd: ClassVar[dict[int, dict[str, str]]] = {}
+        restarts = False  # partial answers begin at 0
+        pause = 0.0  # seconds between bytes
 
         def do_GET(self):
             asked = self.headers.get('Range')
@@ -37,24 +50,37 @@ def server(tmp_path, monkeypatch):
             if self.path.partition('?')[0] not in self.paths:
                 return self.send_error(404)
             start = int(asked.removeprefix('bytes=').rstrip('-')) if asked and self.supports_range else 0
+            if self.supports_if_range and self.headers.get('If-Range') not in self.validators.values():
+                start = 0
             if start >= len(self.content):
                 return self.send_error(416)
-            body = self.content[start:]
-            self.send_response(206 if start else 200)
-            self.send_header('Content-Length', str(len(body)))
+            body = self.content[0 if self.restarts else start :]
+            headers = {**self.validators, 'Content-Length': str(len(body))}
+            if start:
+                headers['Content-Range'] = f'bytes {start}-{len(self.content) - 1}/{len(self.content)}'
+            status = 206 if start else 200
+            self.send_response(status)
+            for name, value in {**headers, **self.odd.get(status, {})}.items():
+                self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body[: self.cut.pop(0)] if self.cut else body)
+            body = body[: self.cut.pop(0)] if self.cut else body
+            if not self.pause:
+                return self.wfile.write(body)
+            with contextlib.suppress(OSError):  # the client gives up
+                for i in range(len(body)):
+                    self.wfile.write(body[i : i + 1])
+                    time.sleep(self.pause)
 
         def log_message(self, *_):
             pass
 
     httpd = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    threading.Thread(target=httpd.serve_forever, args=(0.02,), daemon=True).start()
     monkeypatch.setenv('MMSEG_SEGMENTER_AUGREG_URL', f'http://127.0.0.1:{httpd.server_port}')
     monkeypatch.setenv('MMSEG_SEGMENTER_CACHE', str(tmp_path / 'cache'))
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
     monkeypatch.setenv('no_proxy', '127.0.0.1')
-    monkeypatch.setattr(download.time, 'sleep', lambda _: None)
+    monkeypatch.setattr(download, '_BACKOFF', 0)
     monkeypatch.chdir(tmp_path)
     yield Handler
     httpd.shutdown()
@@ -93,10 +119,10 @@ def test_broken_connection_is_resumed(server, tmp_path, supports_range):
 def test_connection_that_stays_broken(server, tmp_path):
     server.cut[:] = [100] * download._ATTEMPTS
     with pytest.raises(
-        FileNotFoundError, match=r'augreg://vit: download failed \(400 of [\d,]+ bytes came\)\. Get http'
+        FileNotFoundError, match=r'augreg://vit: download failed \(400 of [\d,]+ bytes came\)\. Download http'
     ):
         download.locate('augreg://vit')
-    assert kept(tmp_path) == ['vit.npz.part']
+    assert kept(tmp_path) == ['vit.npz.part', 'vit.npz.part.json']
     download.locate('augreg://vit')  # a later try goes on from there
     assert server.requests[-1][1] == 'bytes=400-' and kept(tmp_path) == ['vit.npz']
 
@@ -104,12 +130,15 @@ def test_connection_that_stays_broken(server, tmp_path):
 def test_part_longer_than_the_file(server, tmp_path):
     (tmp_path / 'cache').mkdir()
     (tmp_path / 'cache' / 'vit.npz.part').write_bytes(b'x' * (len(server.content) + 1))
+    note = dict(url=f'{os.environ["MMSEG_SEGMENTER_AUGREG_URL"]}/vit.npz', validator='"1"', total=None)
+    (tmp_path / 'cache' / 'vit.npz.part.json').write_text(json.dumps(note))
     assert Path(download.locate('augreg://vit')).read_bytes() == NPZ.read_bytes()
+    assert [r for _, r in server.requests] == [f'bytes={len(server.content) + 1}-', None]
 
 
 def test_answer_of_another_kind(server, tmp_path):
     server.content = b'<html>please log in</html>'
-    with pytest.raises(FileNotFoundError, match=r'the 26 bytes that came are not an \.npz file'):
+    with pytest.raises(FileNotFoundError, match=r'the 26 bytes received are not a readable checkpoint \(.*html'):
         download.locate('augreg://vit')
     assert kept(tmp_path) == []
 
@@ -129,7 +158,7 @@ def test_name_with_folders(server):
 def test_offline(server, monkeypatch):
     monkeypatch.setenv('MMSEG_SEGMENTER_AUGREG_URL', 'http://127.0.0.1:9')
     with pytest.raises(
-        FileNotFoundError, match=r'download failed \(.*refused.*\)\. Get http://127\.0\.0\.1:9/vit\.npz'
+        FileNotFoundError, match=r'download failed \(.*refused.*\)\. Download http://127\.0\.0\.1:9/vit\.npz'
     ):
         download.locate('augreg://vit')
 
@@ -152,7 +181,7 @@ def test_damaged_file_in_the_cache_is_named(server, tmp_path):
     (tmp_path / 'cache').mkdir()
     (tmp_path / 'cache' / 'vit.npz').write_bytes(NPZ.read_bytes()[:5000])
     model = SegmenterViT(**MODEL, init_cfg=dict(type='Pretrained', checkpoint='augreg://vit'))
-    with pytest.raises(ValueError, match=r'cache/vit\.npz \(5,000 bytes\) is not an \.npz file'):
+    with pytest.raises(ValueError, match=r'cache/vit\.npz \(5,000 bytes\) is not a readable'):
         model.init_weights()
     assert torch.is_tensor(model.cls_token)
 
@@ -179,8 +208,8 @@ def test_url_is_downloaded_once_and_named(server, url, tmp_path, new_format):
         loaded = load_checkpoint(model, url)['state_dict']
         assert torch.equal(model.weight, torch.ones(1, 2)) and loaded._metadata['']['checkpoint_file'] == url
     assert [r for _, r in server.requests] == [None, 'bytes=100-']
-    folder = tmp_path / 'torch' / 'hub' / 'checkpoints'
-    assert {path.name for path in folder.iterdir()} == {'model.pth', 'model.pth.lock'}
+    (name,) = kept(tmp_path)
+    assert name.startswith('model-') and name.endswith('.pth')
 
 
 def test_url_of_an_npz(server):
@@ -195,16 +224,157 @@ def test_url_of_an_npz(server):
 def test_nothing_behind_a_url_is_executed(server, url, tmp_path):
     canary = tmp_path / 'canary'
     server.content = saved(tmp_path, dict(state_dict={}, extra=Evil(canary)))
-    with pytest.raises(ValueError, match=r'model\.pth: refused, it holds more than tensors'):
+    with pytest.raises(ValueError, match=r'model-\w+\.pth: refused, it holds more than tensors'):
         CheckpointLoader.load_checkpoint(url)
     assert not canary.exists()
 
 
 def test_url_that_answers_something_else(server, url, tmp_path):
     server.content = b'<html>please log in</html>'
-    target = tmp_path / 'torch' / 'hub' / 'checkpoints' / 'model.pth'
-    with pytest.raises(FileNotFoundError, match=rf'the 26 bytes that came are not a checkpoint.*put it at {target}'):
+    target = rf'{tmp_path}/cache/model-\w+\.pth'
+    with pytest.raises(FileNotFoundError, match=rf'26 bytes received are not a readable check.*save it as {target}'):
         CheckpointLoader.load_checkpoint(url)
-    assert not target.exists()
+    assert kept(tmp_path) == []
     with pytest.raises(FileNotFoundError, match=r'other\.pth.*: the server answered 404'):
         CheckpointLoader.load_checkpoint(url.replace('model', 'other'))
+
+
+def test_urls_with_the_same_last_part_are_two_files(server, url, tmp_path):
+    server.paths = ['/one/model.pth', '/two/model.pth']
+    values = {}
+    for value, folder in enumerate(('one', 'two', 'one')):
+        server.content = saved(tmp_path, dict(weight=torch.full((1,), float(value))))
+        values[folder] = CheckpointLoader.load_checkpoint(url.replace('zoo', folder))['weight'].item()
+    assert values == dict(one=0.0, two=1.0) and len(server.requests) == 2
+    server.content = saved(tmp_path, dict(weight=torch.full((1,), 3.0)))
+    other_query = url.replace('zoo', 'one').replace('true', 'v3')
+    assert CheckpointLoader.load_checkpoint(other_query)['weight'] == 3
+    assert len(kept(tmp_path)) == 3
+
+
+# Resuming: never halves of two files
+
+
+def two_versions(tmp_path):
+    """Two files of equal length."""
+    return [saved(tmp_path, dict(weight=torch.full((5000,), float(i)))) for i in range(2)]
+
+
+def interrupted(server, url):
+    """Break all attempts of a download off, after 400 bytes altogether or without validator after 100 each."""
+    server.cut[:] = [100] * download._ATTEMPTS
+    with pytest.raises(FileNotFoundError, match='download failed'):
+        CheckpointLoader.load_checkpoint(url)
+
+
+@pytest.mark.parametrize(
+    'validators',
+    [
+        ({'ETag': '"1"'}, {'ETag': '"2"'}),
+        ({'Last-Modified': 'Mon, 01 Jan 2024 00:00:00 GMT'}, {'Last-Modified': 'Tue, 02 Jan 2024 00:00:00 GMT'}),
+        ({'ETag': 'W/"1"'}, {'ETag': 'W/"1"'}),  # weak: equal tags do not mean equal bytes
+        ({}, {}),
+    ],
+    ids=['etag', 'date', 'weak', 'none'],
+)
+@pytest.mark.parametrize('supports_if_range', [True, False])
+def test_file_that_changes_between_two_attempts(server, url, tmp_path, validators, supports_if_range):
+    old, new = two_versions(tmp_path)
+    server.supports_if_range = supports_if_range
+    server.content, server.validators = old, validators[0]
+    interrupted(server, url)
+    server.content, server.validators = new, validators[1]
+    assert (CheckpointLoader.load_checkpoint(url)['weight'] == 1).all()
+
+
+@pytest.mark.parametrize(
+    'content_range', ['bytes 0-{last}/{size}', 'bytes 99-{last}/{size}', 'bytes 100-{last}/{more}', 'lines 1-2/3', '']
+)
+def test_partial_answer_of_other_bytes(server, url, tmp_path, content_range):
+    server.content = saved(tmp_path, dict(weight=torch.ones(5000)))
+    size = len(server.content)
+    server.odd = {206: {'Content-Range': content_range.format(last=size - 1, size=size, more=size + 1)}}
+    server.cut[:] = [100]
+    assert (CheckpointLoader.load_checkpoint(url)['weight'] == 1).all()
+    assert [r for _, r in server.requests] == [None, 'bytes=100-', None]
+
+
+def test_partial_answer_from_the_start(server, url, tmp_path):
+    """A server that answers 206 with the whole file must not have it appended."""
+    server.content = saved(tmp_path, dict(weight=torch.ones(5000)))
+    size = len(server.content)
+    server.restarts = True
+    server.odd = {206: {'Content-Range': f'bytes 0-{size - 1}/{size}'}}
+    server.cut[:] = [100]
+    assert (CheckpointLoader.load_checkpoint(url)['weight'] == 1).all()
+
+
+def test_file_damaged_on_the_way(server, url, tmp_path):
+    data = bytearray(saved(tmp_path, dict(weight=torch.ones(5000))))
+    data[len(data) // 2] ^= 1
+    server.content = bytes(data)
+    with pytest.raises(FileNotFoundError, match=r'bytes received are not a readable checkpoint \(.*CRC'):
+        CheckpointLoader.load_checkpoint(url)
+    assert kept(tmp_path) == []
+
+
+def test_file_of_which_the_server_has_half(server, url, tmp_path):
+    data = saved(tmp_path, dict(weight=torch.ones(5000)))
+    server.content = data[: len(data) // 2]
+    with pytest.raises(FileNotFoundError, match='bytes received are not a readable checkpoint'):
+        CheckpointLoader.load_checkpoint(url)
+    assert kept(tmp_path) == []
+
+
+@pytest.mark.parametrize('length', ['abc', '-1', '1.5', '1e3'])
+def test_content_length_that_is_no_number(server, url, length):
+    server.odd = {200: {'Content-Length': length}}
+    with pytest.raises(FileNotFoundError, match=f"announced Content-Length: '{length}', expected a number of bytes"):
+        CheckpointLoader.load_checkpoint(url)
+    assert len(server.requests) == 1
+
+
+def test_download_that_never_ends(server, url, monkeypatch):
+    """A byte now and then never exceeds the limit of a single read."""
+    monkeypatch.setenv('MMSEG_SEGMENTER_DOWNLOAD_TIMEOUT', '0.3')
+    server.pause = 0.02
+    start = time.monotonic()
+    with pytest.raises(FileNotFoundError, match=r'took longer than 0\.3 s \(set MMSEG_SEGMENTER_DOWNLOAD_TIMEOUT'):
+        CheckpointLoader.load_checkpoint(url)
+    assert time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize('limit', ['0', '-1', 'nan', 'inf', 'soon'])
+def test_time_limit_that_is_no_time(server, url, monkeypatch, limit):
+    monkeypatch.setenv('MMSEG_SEGMENTER_DOWNLOAD_TIMEOUT', limit)
+    with pytest.raises(ValueError, match=f'MMSEG_SEGMENTER_DOWNLOAD_TIMEOUT={limit}; expected a positive number'):
+        CheckpointLoader.load_checkpoint(url)
+
+
+@pytest.mark.parametrize(
+    ('url', 'message'),
+    [
+        ('https://example.org/zoo/', 'expected the URL of a file'),
+        ('https://example.org', 'expected the URL of a file'),
+        ('https://example.org/zoo/..', 'expected the URL of a file'),
+        ('https://example.org/zoo/.?a=b.pth', 'expected the URL of a file'),
+        ('https://example.org/my model.pth', 'without spaces'),
+        ('https://example.org/model.pth\n', 'without spaces'),
+        ('https://example.org/mödel.pth', 'without spaces and special characters'),
+        ('https:///model.pth', 'the name of a host'),
+        ('https://:80/model.pth', 'the name of a host'),
+        ('https://example.org:port/model.pth', 'not a URL'),
+        ('https://[::1/model.pth', 'not a URL'),
+    ],
+)
+def test_malformed_url(url, message):
+    with pytest.raises(UserError, match=message) as error:
+        CheckpointLoader.load_checkpoint(url)
+    assert '\n' not in str(error.value)
+
+
+def test_url_with_an_overlong_name(server, url, tmp_path):
+    server.content = saved(tmp_path, dict(weight=torch.ones(1)))
+    server.paths = [f'/zoo/{"m" * 500}.pth']
+    assert CheckpointLoader.load_checkpoint(url.replace('model', 'm' * 500))['weight'] == 1
+    assert max(map(len, kept(tmp_path))) < 120
