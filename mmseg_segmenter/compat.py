@@ -6,10 +6,7 @@ needs it and when it can go.
 
 import importlib.machinery
 import importlib.util
-import os
 import pickle
-import re
-import struct
 import sys
 import types
 import warnings
@@ -19,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .errors import MissingFileError, MissingPackageError, UserError
+from .errors import MissingPackageError
 
 _INSTALL = "pip install 'mmcv-lite>=2.0.0,<2.2'"
 
@@ -130,53 +127,6 @@ def _checkpoint_globals() -> list[Any]:
         np.dtype,
         *numpy_types,
     ]
-
-
-def load_from_local(filename: str, map_location: Any = None) -> Any:
-    """Read a checkpoint without executing anything in it.
-
-    In place of mmengine's reader of local files: torch >= 2.6 refuses mmengine's
-    own checkpoints unless ``HistoryBuffer`` is allowed, older torch would run
-    any code in the file. Can go when mmengine registers its classes.
-
-    Args:
-        filename: path of a file written by ``torch.save``.
-        map_location: as ``torch.load``.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a checkpoint, damaged, or it asks for a class that is
-            neither torch's nor on the list.
-    """
-    filename = os.path.expanduser(filename)
-    if not os.path.isfile(filename):
-        raise MissingFileError(f'checkpoint {filename} not found (working directory: {os.getcwd()})')
-    try:
-        return torch.load(filename, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        refused = re.search(
-            r'(?:unsupported (?:global|class)|can only build)[^\n]*?(?=( was not an allowed|\. Please use|\n|$))',
-            str(error),
-            re.I,
-        )
-        if refused:
-            raise UserError(
-                f'{filename}: refused, it holds more than tensors and plain values ({refused[0]}). If you trust the '
-                'file, save it again with tensors only, or allow the class with torch.serialization.add_safe_globals'
-            ) from None
-        reason = str(error).rpartition('WeightsUnpickler error:')[2].strip()
-        raise UserError(_damaged(filename, reason)) from None
-    except (EOFError, RuntimeError, LookupError, ValueError, struct.error) as error:
-        if isinstance(error, RuntimeError) and 'CUDA' in str(error):
-            raise  # no GPU, or not enough of its memory: not the file's fault
-        raise UserError(_damaged(filename, str(error) or type(error).__name__)) from None
-
-
-def _damaged(filename: str, reason: str) -> str:
-    return (
-        f'{filename} ({os.path.getsize(filename):,} bytes) is not a readable checkpoint, expected a file written by '
-        f'torch.save; it may be incomplete ({(reason.splitlines() or ["cut short"])[0]})'
-    )
 
 
 def allow_mmengine_checkpoints() -> None:

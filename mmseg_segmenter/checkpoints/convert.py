@@ -57,13 +57,30 @@ def read_encoder(path: str) -> Encoder:
         ValueError: names the file and what is wrong: damaged or refused, keys
             missing or unknown, shapes that contradict each other.
     """
-    tensors = read_tensors(path)
+    return to_encoder(path, read_tensors(path))
+
+
+def to_encoder(source: str, tensors: Mapping[str, Tensor]) -> Encoder:
+    """Convert the tensors of an AugReg, timm or DeiT encoder.
+
+    Args:
+        source: where they are from, for messages.
+        tensors: by their foreign names.
+
+    Raises:
+        UserError: names the source and what is wrong: keys missing or unknown, shapes that contradict each other.
+    """
     try:
         conversion = _to_mmseg(tensors)
         architecture = read_architecture(conversion.state_dict, conversion.origin, augreg.num_heads(tensors))
     except ValueError as error:
-        raise UserError(f'{path}: cannot convert, {error}') from None
-    return Encoder(path, architecture, conversion)
+        raise UserError(f'{source}: cannot convert, {error}') from None
+    return Encoder(source, architecture, conversion)
+
+
+def is_foreign(tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether these are the tensors of a JAX or timm ViT, rather than of mmseg's layout."""
+    return any('/' in key for key in tensors) or {'patch_embed.proj.weight', 'blocks.0.norm1.weight'} <= tensors.keys()
 
 
 def _to_mmseg(tensors: Mapping[str, Tensor]) -> Conversion:

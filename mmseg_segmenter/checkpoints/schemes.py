@@ -1,0 +1,58 @@
+"""Make mmengine read checkpoints with this package: ``load_from``, ``resume``, ``init_model`` and ``init_cfg``."""
+
+from collections import OrderedDict
+from typing import Any
+
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from ..models.load_report import FILE_KEY
+from .convert import is_foreign, to_encoder
+from .download import PREFIX
+from .integrity import Format
+from .read import read
+
+
+def load_from_mmseg_segmenter(filename: str, map_location: Any = None) -> Any:
+    """Load a checkpoint for mmengine, which names its loaders in the log by what follows ``load_from_``.
+
+    In place of mmengine's loaders, which know fewer formats and run any code in a file that they download. Files of
+    ``torch.save`` are passed on as they are, because models of other packages read them too. Of other formats, the
+    encoder of a JAX or timm ViT is converted to mmseg's layout in memory.
+
+    Args:
+        filename: as in :func:`mmseg_segmenter.checkpoints.read.read`.
+        map_location: as in ``torch.load``.
+
+    Raises:
+        UserError: the file is missing, damaged, refused or not convertible. The message names it.
+    """
+    checkpoint = read(filename, map_location)
+    if checkpoint.format is Format.TORCH:
+        return _with_name(checkpoint.content, filename)
+    tensors = checkpoint.tensors
+    if is_foreign(tensors):
+        tensors = to_encoder(filename, tensors).conversion.state_dict
+    return _with_name(dict(state_dict=tensors, meta={}), filename)  # mmseg's init_model asks for "meta"
+
+
+def _with_name(checkpoint: Any, filename: str) -> Any:
+    """Note where the tensors are from, for the report of the model that loads them.
+
+    The note is in the metadata of the state_dict, which is all that mmengine keeps on the way.
+    """
+    if not isinstance(checkpoint, dict):
+        return checkpoint
+    if 'state_dict' in checkpoint:
+        return {**checkpoint, 'state_dict': _with_name(checkpoint['state_dict'], filename)}
+    metadata = OrderedDict(getattr(checkpoint, '_metadata', {}))
+    metadata[''] = {**metadata.get('', {}), FILE_KEY: filename}
+    named = OrderedDict(checkpoint)
+    named._metadata = metadata  # type: ignore[attr-defined]
+    return named
+
+
+def register() -> None:
+    """Register this loader for paths, URLs and ``augreg://``."""
+    CheckpointLoader.register_scheme(
+        prefixes=['', 'http://', 'https://', PREFIX], loader=load_from_mmseg_segmenter, force=True
+    )
