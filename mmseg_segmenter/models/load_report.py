@@ -61,7 +61,7 @@ def check_all_loaded(model: nn.Module) -> None:
         model: a model of :func:`report_loading`, after loading.
 
     Raises:
-        UserError: the last checkpoint lacked tensors, or had some of another shape. The message says how many, and names
+        UserError: the last checkpoint lacked tensors, or had some of another shape. The message counts them and names
             the first.
     """
     name, left = model.__dict__.get('_not_loaded', ('', []))
