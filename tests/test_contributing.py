@@ -12,6 +12,12 @@ import torch
 from mmengine.config import Config
 from mmseg.registry import MODELS
 
+from mmseg_segmenter.checkpoints import formats
+from mmseg_segmenter.checkpoints.convert import convert_encoder
+from mmseg_segmenter.checkpoints.formats import timm
+from mmseg_segmenter.errors import UserError
+from mmseg_segmenter.models import SegmenterViT
+
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / 'CONTRIBUTING.md').read_text(encoding='utf-8')
 
@@ -33,6 +39,27 @@ def load(path: str, folder: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_checkpoint_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip('mmseg_segmenter.checkpoints.formats._reference')
+    module = load('mmseg_segmenter/checkpoints/formats/my_format.py', tmp_path)
+    known = formats.formats()
+    monkeypatch.setattr(formats, 'formats', lambda: (*known, module))
+    model = SegmenterViT(img_size=32, embed_dims=64, num_layers=2, num_heads=1, final_norm=True)
+    model.init_weights()
+    state = {f'module.encoder.{key}': value for key, value in timm.from_mmseg(model.state_dict()).items()}
+    state['module.projection.weight'] = torch.zeros(2, 2)
+    torch.save(state, tmp_path / 'source.pth')
+    encoder = convert_encoder(str(tmp_path / 'source.pth'), str(tmp_path / 'out.pth'), verify=True)
+    assert encoder.verified is not None and encoder.verified.difference < 1e-9
+    assert encoder.conversion.dropped == ['module.projection.weight']
+    for key, value in torch.load(tmp_path / 'out.pth')['state_dict'].items():
+        assert torch.equal(value, model.state_dict()[key])
+    state['module.encoder.extra'] = torch.zeros(1)
+    torch.save(state, tmp_path / 'other.pth')
+    with pytest.raises(UserError, match='extra'):
+        convert_encoder(str(tmp_path / 'other.pth'), str(tmp_path / 'none.pth'))
 
 
 def test_decode_head(tmp_path: Path) -> None:
