@@ -1,37 +1,42 @@
-"""Contact sheets: pictures in rows, a caption under each row, a legend of the classes below.
+"""Contact sheets: rows of pictures with captions, and a legend of the classes below them.
 
-Pictures are (H, W, 3) uint8 RGB, label maps (H, W) of any integer type.
+Pictures are (H, W, 3) uint8 RGB. Label maps are (H, W) of any integer type.
 """
 
-import os
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
+from typing import NamedTuple
 
 import cv2
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import Patch
+from matplotlib.textpath import text_to_path
+from matplotlib.transforms import Bbox, IdentityTransform
+from PIL import Image
 
 from ..errors import UserError
 from ..files import replace_file
 
-GAP = 8
-_TEXT = 13  # pixels
-_LINE = 20
-_BACKGROUND, _INK, _PAPER = (255, 255, 255), (30, 30, 30), (245, 245, 245)
+_DPI = 72  # so that a point, the unit of font sizes, is a pixel
+GAP = 8  # pixels between pictures
+LINE = 28  # height of a line of text
+_FONT = 13
+_MIN_WIDTH = 240  # of a sheet, for the legend
+_INK = '0.12'
 _IGNORED, _HATCH = (150, 150, 150), (215, 215, 215)
 _RIGHT, _WRONG = (70, 130, 180), (230, 60, 40)
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """Pictures of one sample, side by side.
 
     Attributes:
-        pictures: each (H, W, 3) uint8 RGB, as many as the sheet has titles.
-        caption: such as the file name.
-        labels: that occur in the pictures, for the legend.
+        pictures: (H, W, 3) uint8 RGB each, as many as the sheet has titles.
+        caption: text below them, such as the file name.
+        labels: labels in the pictures, for the legend.
     """
 
     pictures: Sequence[np.ndarray]
@@ -40,25 +45,25 @@ class Row:
 
 
 def to_rgb(image: np.ndarray, channel_order: str = 'bgr') -> np.ndarray:
-    """An image as a picture.
+    """Convert an image to a picture.
 
     Args:
-        image: (H, W), (H, W, 1) or (H, W, 3), on the scale 0 to 255. One that
-            exceeds it, such as 16 bit, is stretched from its own least to its
-            own largest value.
+        image: (H, W), (H, W, 1) or (H, W, 3) with values from 0 to 255. If it
+            has larger values, such as a 16-bit image, its range is stretched
+            to 0 to 255.
         channel_order: ``'bgr'`` or ``'rgb'``.
 
     Returns:
         (H, W, 3) uint8 RGB.
 
     Raises:
-        ValueError: another number of channels.
+        UserError: the image does not have 1 or 3 channels.
     """
     image = image[..., None] if image.ndim == 2 else image
     if image.ndim != 3 or image.shape[2] not in (1, 3):
         raise UserError(f'image of shape {image.shape}; expected 1 or 3 channels, (H, W, 1) or (H, W, 3)')
     image = image.astype(np.float32)
-    if image.max() > 255.5:  # half a level for the rounding of a normalisation
+    if image.max() > 255.5:  # undoing a normalisation may exceed 255 by a rounding error
         low, high = image.min(), image.max()
         image = (image - low) * (255 / max(high - low, 1))
     picture = image.round().clip(0, 255).astype(np.uint8)
@@ -67,12 +72,7 @@ def to_rgb(image: np.ndarray, channel_order: str = 'bgr') -> np.ndarray:
 
 
 def fit(image: np.ndarray, side: int) -> np.ndarray:
-    """A picture at the size that it has on the sheet.
-
-    Args:
-        image: (H, W, 3) uint8.
-        side: pixels of the longer side.
-    """
+    """Resize a picture (H, W, 3) so that its longer side has ``side`` pixels."""
     scale = side / max(image.shape[:2])
     width, height = (max(1, round(n * scale)) for n in (image.shape[1], image.shape[0]))
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
@@ -85,14 +85,14 @@ def overlay(
     ignore_index: int = 255,
     alpha: float = 0.6,
 ) -> np.ndarray:
-    """Class colours over a grey picture; ignored pixels are hatched.
+    """Draw a label map over a grey picture, in the colours of the classes. Ignored pixels are hatched.
 
     Args:
         picture: (H, W, 3) uint8.
-        labels: classes 0 to K - 1 and ``ignore_index``, resized to the picture.
+        labels: 0 to K - 1 and ``ignore_index``; resized to the picture.
         palette: K colours, RGB.
         ignore_index: label of pixels without a class.
-        alpha: share of the colour.
+        alpha: opacity of the colours.
 
     Returns:
         (H, W, 3) uint8.
@@ -104,12 +104,12 @@ def overlay(
 
 
 def errors(picture: np.ndarray, labels: np.ndarray, prediction: np.ndarray, ignore_index: int = 255) -> np.ndarray:
-    """Wrong pixels red, right ones blue, ignored ones hatched.
+    """Draw wrong pixels in red and right ones in blue over a grey picture. Ignored pixels are hatched.
 
     Args:
         picture: (H, W, 3) uint8.
         labels: annotation.
-        prediction: of the same shape as ``labels``.
+        prediction: predicted labels, of the shape of ``labels``.
         ignore_index: label of pixels without a class.
 
     Returns:
@@ -122,13 +122,13 @@ def errors(picture: np.ndarray, labels: np.ndarray, prediction: np.ndarray, igno
 
 def _resize_labels(labels: np.ndarray, picture: np.ndarray) -> np.ndarray:
     height, width = picture.shape[:2]
-    # float64 holds every label and is a type that OpenCV resizes
+    # OpenCV resizes float64, which represents every label exactly.
     resized = cv2.resize(labels.astype(np.float64), (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     return resized.astype(np.int64)
 
 
 def _tint(picture: np.ndarray, colours: np.ndarray, alpha: float) -> np.ndarray:
-    # grey below the colours, or an image's own colours would be taken for classes
+    # A grey picture, because the colours of the image could be mistaken for classes.
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[..., None]
     return (grey * (1 - alpha) + colours * alpha).round().astype(np.uint8)
 
@@ -148,89 +148,127 @@ def contact_sheet(
     ignore_index: int = 255,
     marks: bool = False,
 ) -> np.ndarray:
-    """Lay out rows of pictures, with a legend of the classes that occur in them.
+    """Arrange rows of pictures, with titles, captions and a legend of the classes in them.
+
+    Text that is too long for its place loses its beginning, because the names
+    of files in a folder often differ at the end only.
 
     Args:
         rows: at least one.
-        titles: what each picture of a row is.
-        classes: names.
-        palette: their colours, RGB.
-        columns: rows beside each other, at least 1.
+        titles: one per picture of a row.
+        classes: class names.
+        palette: colours of the classes, RGB.
+        columns: number of rows side by side, at least 1.
         ignore_index: label of pixels without a class.
         marks: explain the colours of :func:`errors` in the legend.
 
     Returns:
-        (H, W, 3) uint8 RGB.
+        (H, W, 3) uint8 RGB. The pictures are not resized.
     """
     columns = min(columns, len(rows))
     width = max(picture.shape[1] for row in rows for picture in row.pictures)
-    block = len(titles) * (width + GAP) + 2 * GAP  # wider between samples than between pictures
     lines = [rows[i : i + columns] for i in range(0, len(rows), columns)]
     heights = [max(picture.shape[0] for row in line for picture in row.pictures) for line in lines]
+    block = [GAP, *[width, GAP] * len(titles), GAP]  # the gap between samples is wider
+    across = block * columns
+    across.append(max(0, _MIN_WIDTH - sum(across)))
+    figure = Figure(dpi=_DPI)
+    canvas = FigureCanvasAgg(figure)
+    entries = _legend_entries(rows, classes, palette, ignore_index, marks)
+    down = [LINE, *(size for height in heights for size in (height, LINE)), _add_legend(figure, entries, sum(across))]
+    figure.set_size_inches(sum(across) / _DPI, sum(down) / _DPI)
+    edges = dict(left=0, bottom=0, right=1, top=1, wspace=0, hspace=0)
+    grid = figure.add_gridspec(len(down), len(across), width_ratios=across, height_ratios=down, **edges)
+
+    def cell(line: int, column: int) -> Bbox:  # in pixels
+        return grid[line, column].get_position(figure).transformed(figure.transFigure)
+
+    for i, row in enumerate(rows):
+        line, column = 1 + i // columns * 2, 1 + i % columns * len(block)
+        for k, picture in enumerate(row.pictures):
+            if line == 1:
+                _write(figure, cell(0, column + 2 * k), titles[k], width)
+            box = cell(line, column + 2 * k)
+            x, y = box.x0 + (box.width - picture.shape[1]) / 2, box.y0 + (box.height - picture.shape[0]) / 2
+            figure.figimage(picture, round(x), round(y))  # never resamples, unlike imshow
+        _write(figure, cell(line + 1, column), row.caption, sum(block) - 2 * GAP)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
+
+
+def _write(figure: Figure, cell: Bbox, text: str, room: int) -> None:
+    """Write text that starts at the left of a cell (in pixels) and is at most ``room`` pixels wide."""
+    text = _shorten(text, room)
+    pixels = IdentityTransform()
+    x, y = cell.x0, (cell.y0 + cell.y1) / 2
+    figure.text(x, y, text, transform=pixels, size=_FONT, color=_INK, va='center', parse_math=False)
+
+
+def _shorten(text: str, room: int) -> str:
+    """Replace the beginning of a text by an ellipsis until it is at most ``room`` pixels wide."""
+    while len(text) > 2 and (width := _text_width(text)) > room:
+        text = '…' + text[max(2, int(len(text) * (1 - room / width))) :]
+    return text
+
+
+def _text_width(text: str) -> float:
+    return text_to_path.get_text_width_height_descent(text, FontProperties(size=_FONT), ismath=False)[0]
+
+
+def _legend_entries(
+    rows: Sequence[Row], classes: Sequence[str], palette: Sequence[Sequence[int]], ignore_index: int, marks: bool
+) -> list[tuple[str, Patch]]:
+    """Return the names of what the pictures show, and swatches of their colours."""
     present = frozenset[int]().union(*(row.labels for row in rows))
-    entries = [(classes[k], _swatch(palette[k])) for k in sorted(present - {ignore_index})]
-    if marks:
-        entries += [('right', _swatch(_RIGHT)), ('wrong', _swatch(_WRONG))]
+    colours = [(classes[k], palette[k]) for k in sorted(present - {ignore_index})]
+    colours += [('right', _RIGHT), ('wrong', _WRONG)] * marks
+    entries = [(name, Patch(facecolor=_normalised(colour))) for name, colour in colours]
     if ignore_index in present:
-        hatched = _swatch(_IGNORED)
-        entries.append(('ignored', _hatch(hatched, np.ones(hatched.shape[:2], bool))))
-    total = max(block * columns, 240)
-    cell = min(max((_width(name) for name, _ in entries), default=0) + _TEXT * 2 + 30, total - GAP)
-    across = max(1, (total - GAP) // cell)
-    legend = -(-len(entries) // across) * _LINE
-    top = _LINE + GAP
-    sheet = Image.new('RGB', (total, top + sum(heights) + len(lines) * (_LINE + GAP) + legend + GAP), _BACKGROUND)
-    draw = ImageDraw.Draw(sheet)
-    y = top
-    for line, height in zip(lines, heights, strict=True):
-        for column, row in enumerate(line):
-            left = column * block + GAP
-            for i, picture in enumerate(row.pictures):
-                x = left + i * (width + GAP)
-                if y == top:
-                    _write(draw, (x, GAP), titles[i], width)
-                draw.rectangle((x, y, x + width - 1, y + height - 1), fill=_PAPER)
-                # centred, where pictures of other shapes are in the line
-                place = x + (width - picture.shape[1]) // 2, y + (height - picture.shape[0]) // 2
-                sheet.paste(Image.fromarray(picture), place)
-            _write(draw, (left, y + height + 2), row.caption, block - 2 * GAP)
-        y += height + _LINE + GAP
-    for i, (name, picture) in enumerate(entries):
-        x, down = GAP + i % across * cell, y + i // across * _LINE
-        sheet.paste(Image.fromarray(picture), (x, down + 2))
-        _write(draw, (x + _TEXT * 2 + 6, down), name, cell - _TEXT * 2 - 10)
-    return np.asarray(sheet)
+        patch = Patch(facecolor=_normalised(_IGNORED), edgecolor=_normalised(_HATCH), hatch='////', linewidth=0)
+        entries.append(('ignored', patch))
+    return entries
 
 
-def _swatch(colour: Sequence[int]) -> np.ndarray:
-    return np.full((_TEXT, _TEXT * 2, 3), colour, np.uint8)
+def _normalised(colour: Sequence[int]) -> tuple[float, float, float]:
+    red, green, blue = (value / 255 for value in colour)
+    return red, green, blue
 
 
-@cache
-def _font() -> ImageFont.FreeTypeFont:
-    # comes with matplotlib, and has more alphabets than Pillow's own
-    return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), 'fonts', 'ttf', 'DejaVuSans.ttf'), _TEXT)
-
-
-def _width(text: str) -> int:
-    return int(np.ceil(_font().getlength(text)))
-
-
-def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, room: int) -> None:
-    """Too long a text loses its beginning: the names of a folder's files differ in their ends."""
-    while _width(text) > room and len(text) > 2:
-        text = '…' + text[2:]
-    draw.text(place, text, _INK, _font())
+def _add_legend(figure: Figure, entries: list[tuple[str, Patch]], width: int) -> int:
+    """Add a legend at the bottom of a figure that is ``width`` pixels wide, and return its height in pixels."""
+    if not entries:
+        return 0
+    around = 2 * _FONT + 3 * GAP  # pixels of an entry beside its name
+    names = [_shorten(name, width - GAP - around) for name, _ in entries]
+    legend = figure.legend(
+        [patch for _, patch in entries],
+        names,
+        ncols=max(1, int((width - GAP) // (max(map(_text_width, names)) + around))),
+        loc='lower left',
+        frameon=False,
+        fontsize=_FONT,
+        labelcolor=_INK,
+        # in units of the font size
+        borderaxespad=0,
+        borderpad=GAP / _FONT,
+        handlelength=2,
+        handleheight=1.2,
+        handletextpad=GAP / _FONT,
+        columnspacing=2 * GAP / _FONT,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return math.ceil(legend.get_window_extent().height)
 
 
 def save(path: str, sheet: np.ndarray) -> None:
-    """Write a picture as PNG, whole or not at all.
+    """Write a picture (H, W, 3) uint8 RGB as a PNG, whole or not at all.
 
     Args:
-        path: ends in ``.png``; the folder is made, a file is replaced.
-        sheet: (H, W, 3) uint8 RGB.
+        path: name of the file; its folder is made, an existing file is replaced.
+        sheet: the picture.
 
     Raises:
-        OSError: cannot write there.
+        OSError: the file cannot be written.
     """
-    replace_file(path, lambda temporary: Image.fromarray(sheet).save(temporary, format='PNG'))
+    replace_file(path, lambda part: Image.fromarray(sheet).save(part, format='PNG'))

@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -88,8 +89,30 @@ def test_legend_of_many_long_names_stays_inside():
     drawn = sheet.contact_sheet(rows, ['title ' * 99], names, np.full((150, 3), [250, 0, 250]))
     assert drawn.shape[1] < 300
     swatches = (drawn == [250, 0, 250]).all(axis=2)
-    assert swatches.sum() == 150 * 13 * 26
+    count, _, stats, _ = cv2.connectedComponentsWithStats(swatches.astype(np.uint8))
+    assert count == 1 + 150 and (stats[1:, 2] == 26).all() and (abs(stats[1:, 3] - 13) <= 1).all()
     assert (drawn[:, -4:] > 128).all()  # no ink at the edge
+
+
+def test_names_do_not_overlap():
+    """Columns of ink in the legend: what lies between two swatches is at most one name, with room on both sides."""
+    names = ['m' * (5 + k) for k in range(9)]
+    colour = [250, 0, 250]
+    rows = [sheet.Row([np.full((30, 700, 3), 9, np.uint8)], '', frozenset(range(9)))]
+    drawn = sheet.contact_sheet(rows, [''], names, [colour] * 9)
+    legend = drawn[sheet.LINE + 30 + sheet.LINE :]
+    swatches = (legend == colour).all(axis=2)
+    ink = (legend < 128).all(axis=2)
+    assert cv2.connectedComponents(swatches.astype(np.uint8))[0] == 1 + 9 and 1 < swatches.any(axis=1).sum() < 9 * 13
+    for x in np.flatnonzero(np.diff(swatches.any(axis=0).astype(int)) == 1):  # where a column of swatches starts
+        assert not ink[:, x - 8 : x].any()
+
+
+def test_text_is_not_mathematics():
+    names = ['_private', '$\\frac$', '50 % $x$']
+    rows = [sheet.Row([np.full((30, 30, 3), 9, np.uint8)], '$\\frac$.jpg', frozenset(range(3)))]
+    drawn = sheet.contact_sheet(rows, ['$\\int'], names, PALETTE)
+    assert all((drawn == colour).all(axis=2).any() for colour in PALETTE)
 
 
 def test_save_is_whole_or_not_at_all(tmp_path):
