@@ -30,10 +30,10 @@ def _default_scope() -> None:
 
 @pytest.fixture
 def capture_log() -> Iterator[list[logging.LogRecord]]:
-    """Records of mmengine's current logger, which does not propagate."""
+    """Yield the records of mmengine's current logger, which does not propagate them."""
     records: list[logging.LogRecord] = []
     handler = logging.Handler()
-    handler.emit = records.append  # type: ignore[method-assign]
+    handler.emit = records.append  # type: ignore[assignment, method-assign]
     logger = MMLogger.get_current_instance()
     logger.addHandler(handler)
     yield records

@@ -1,4 +1,4 @@
-"""The official reference data, and its weights under our names."""
+"""Load the reference data of the official code, and build our models with its weights."""
 
 import json
 from pathlib import Path
@@ -14,16 +14,18 @@ DATA = Path(__file__).parent / 'data'
 
 
 def load(name: str) -> dict[str, np.ndarray]:
+    """Return inputs, outputs and weights of the reference model ``linear`` or ``mask_transformer``."""
     with np.load(DATA / f'segm_set1_{name}.npz') as file:
         return dict(file)
 
 
 def weights(reference: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """The official state_dict, names exactly as there."""
+    """Return the official state_dict under its own names."""
     return {key[3:]: torch.from_numpy(value) for key, value in reference.items() if key.startswith('sd/')}
 
 
 def build(name: str, reference: dict[str, np.ndarray], **head_options: Any) -> Any:
+    """Build the model of a reference with its weights."""
     meta = json.loads(bytes(reference['meta_json']))
     head: dict[str, Any] = dict(in_channels=meta['d_model'], num_classes=meta['n_cls'])
     if name == 'linear':

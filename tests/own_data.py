@@ -1,4 +1,6 @@
-"""A tiny dataset as a user might have it, and a config for it."""
+"""Create a tiny dataset such as a user might have."""
+
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -6,8 +8,8 @@ import numpy as np
 CLASSES = ['ground', 'left', 'right']
 
 
-def make_dataset(root, train=6, val=3, size=(40, 48), seed=0):
-    """Images of noise with labels 0 to 2 in three areas, in the folders of the example config."""
+def make_dataset(root: Path, train: int = 6, val: int = 3, size: tuple[int, int] = (40, 48), seed: int = 0) -> Path:
+    """Write noisy images with labels 0 to 2 in three areas, into the folders of the example config."""
     rng = np.random.default_rng(seed)
     for split, count in (('train', train), ('val', val)):
         (root / 'images' / split).mkdir(parents=True)

@@ -27,7 +27,7 @@ PUBLISHED = [c for c in CONFIGS if '160k' in c or '80k' in c]
 SEGMENTER = [c for c in PUBLISHED if c.startswith('segmenter/')]
 SETR = [c for c in PUBLISHED if c.startswith('setr/')]
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-# By dataset, from the official segm/config.yml and segm/data/config: classes, iterations, batch, lr0, size, crop.
+# Classes, iterations, batch size, lr0, image size and crop, from the official segm/config.yml and segm/data/config.
 RECIPES = {
     'ade20k': (150, 160000, 8, 1e-3, (2048, 512), 512),
     'ade20k-640x640': (150, 160000, 8, 1e-3, (2560, 640), 640),
@@ -60,7 +60,7 @@ def test_nothing_is_left_of_shared_settings(name):
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_builds_and_steps(name):
-    """As the tools load it, with the full images; only width and depth are cut."""
+    """Train one step and predict, at the image size of the config; only width and depth are cut."""
     cfg = shrink(read_config(ROOT / name))
     assert cfg.custom_imports.imports == ['mmseg_segmenter'] and cfg.default_scope == 'mmseg'
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
@@ -81,10 +81,10 @@ def test_builds_and_steps(name):
 
 
 def fabricate(dataset, root, num_classes):
-    """Two images and annotations, where and as a dataset config looks for them."""
+    """Write two images and annotations where a dataset config expects them, and point the config there."""
     parameters = inspect.signature(DATASETS.get(dataset.type).__init__).parameters
     rng = np.random.default_rng(0)
-    # LoadLabelMap may know classes by other numbers
+    # LoadLabelMap may map other numbers to the classes.
     stored = next((t['values'] for t in dataset.pipeline if t.get('values')), range(num_classes))
     contents = dict(
         img=lambda: rng.integers(0, 256, (40, 60, 3), dtype=np.uint8),
@@ -104,11 +104,11 @@ def fabricate(dataset, root, num_classes):
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_trains_under_mmengines_runner(name, tmp_path, monkeypatch):
-    """One iteration and a validation by mmengine's Runner alone, as mmseg's tools/train.py calls it.
+    """Train one iteration and validate with mmengine's Runner alone, as mmseg's tools/train.py does.
 
-    Width, depth and everything in pixels are cut, and the images are made up, in the layout of the dataset.
+    Width, depth and everything in pixels are cut. The images are noise in the layout of the dataset.
     """
-    # mmengine prints the config five times a run, prettily; that alone takes seconds
+    # mmengine formats the config five times in a run, which takes seconds.
     monkeypatch.setattr(mmengine.config.config, 'FormatCode', lambda text, **_: (text, True))
     cfg = shrink(read_config(ROOT / name))
     crop, patch = cfg.model.backbone.img_size[0], cfg.model.backbone.patch_size
@@ -135,7 +135,7 @@ def test_the_papers_recipe(name):
         dict(type='PolyLR', eta_min=1e-5, power=0.9, begin=0, end=iterations + 1, by_epoch=False)
     ]
     assert cfg.train_cfg.max_iters == iterations
-    # two images per GPU are a variant of ADE20K's
+    # Only ADE20K has a variant with two images per GPU.
     per_gpu = 2 if '8xb2' in name else 1
     assert cfg.train_dataloader.batch_size == per_gpu and (8 * per_gpu == batch or 'ade20k' in name)
     model, patch = cfg.model, patch_of(name)
@@ -166,7 +166,7 @@ def test_the_papers_recipe(name):
 
 def check_pretrained(name, checkpoint, patch):
     letter = LETTERS[name.split('-')[1][0]]
-    # where AugReg has no file
+    # AugReg has no file for these.
     if 'deit' in name or f'{letter}_{patch}' in ('Ti_8', 'S_8', 'L_32'):
         assert checkpoint.startswith('pretrain/') and '384' in checkpoint
         return
@@ -183,7 +183,7 @@ def check_pipelines(cfg, size, crop):
     assert random_crop.crop_size == (crop, crop) and random_crop.cat_max_ratio == 0.75
     assert [t.type for t in cfg.test_pipeline] == ['LoadImageFromFile', 'Resize', 'LoadAnnotations', 'PackSegInputs']
     assert cfg.test_pipeline[1].scale == size and cfg.test_pipeline[1].keep_ratio
-    # the annotation stays at the original size, which is where the official code scores
+    # Annotations keep their original size, at which the official code computes scores.
     assert cfg.train_dataloader.dataset.pipeline == cfg.train_pipeline
     assert cfg.val_dataloader.dataset.pipeline == cfg.test_dataloader.dataset.pipeline == cfg.test_pipeline
     scales, flips = cfg.tta_pipeline[1].transforms[:2]
@@ -202,7 +202,7 @@ def test_ade20k_at_640_can_be_scored_at_512():
     assert cfg.model.test_cfg.crop_size == (640, 640)
 
 
-# lr0 and the stride of the windows, from the configs of github.com/fudan-zvg/SETR.
+# lr0; and image size, window and stride in the test. From the configs of github.com/fudan-zvg/SETR.
 SETR_LR = {
     'ade20k': dict(naive=1e-2, pup=1e-3, mla=1e-3),
     'pascal-context': dict(naive=1e-2, pup=1e-3, mla=1e-3),
@@ -237,8 +237,8 @@ def test_the_recipe_of_setr(name):
 
 
 @pytest.mark.parametrize('name', [c for c in SETR if 'pascal' not in c])
-def test_setr_is_mmsegs(name):
-    """But for the classes and the two options that SegmenterViT and Segmenter bring along."""
+def test_setr_equals_mmsegs_config(name):
+    """Only the classes of model and backbone and the options they add differ."""
     crop = '512x512' if 'ade20k' in name else '768x768'
     ours = without_scopes(read_config(ROOT / name))
     theirs = read_config(MMSEG / f'{name[:-3]}-{crop}.py')
@@ -246,7 +246,7 @@ def test_setr_is_mmsegs(name):
     theirs.model.backbone.type = 'SegmenterViT'
     theirs.model.test_cfg.upscale_small = True
     for head in heads(theirs.model):
-        if head.type == 'FCNHead':  # without convolutions these have no effect
+        if head.type == 'FCNHead':  # they have no effect without convolutions
             head.pop('norm_cfg', None), head.pop('act_cfg', None)
         if head.get('act_cfg') == dict(type='ReLU'):  # the default
             del head.act_cfg
@@ -266,12 +266,12 @@ def test_setr_is_mmsegs(name):
         ('vit-b_mask_8xb1-160k_ade20k', {}, 103.3),
         ('vit-l_mask_8xb1-160k_ade20k-640x640', {}, 334.3),
         ('vit-b8_linear_8xb1-160k_ade20k', {}, 89.2),
-        # the README of the official code has whole millions, and the released model one decoder layer
+        # The official README gives whole millions; the released model appears to have one decoder layer.
         ('vit-l_mask_8xb1-80k_cityscapes', {'model.decode_head.num_layers': 1}, 322),
     ],
 )
 def test_parameter_count(name, options, millions):
-    """That of the official code, which counts an unused ImageNet classifier, Linear(D, 1000)."""
+    """Compare with the official code, which also counts an unused ImageNet classifier, Linear(D, 1000)."""
     cfg = load_config(str(ROOT / 'segmenter' / f'segmenter_{name}.py'), cfg_options=options)
     backbone = cfg.model.backbone
     backbone.init_cfg = None

@@ -15,13 +15,13 @@ ENTRIES = [entry for path in INDEX['Import'] for entry in yaml.safe_load((ROOT /
 
 
 def header(config):
-    """The comment at its top, on one line."""
+    """Return the comment at the top of a config as one line."""
     lines = (ROOT / config).read_text().split('\n')
     return ' '.join(line[2:] for line in lines[: next(i for i, line in enumerate(lines) if line[:1] != '#')])
 
 
 def numbers(text):
-    """What a text says was published: {source: {metric: mIoU}}."""
+    """Return the published numbers in a text: {source: {metric: mIoU}}."""
     return {
         source: {metric: float(value) for metric, value in zip(METRICS, values, strict=True) if value != '-'}
         for source, *values in NUMBERS.findall(text)
@@ -48,7 +48,7 @@ def test_entry(entry):
     assert entry['Results']['Dataset'] == dataset and dataset.lower().replace(' ', '-') in name
     assert entry['Metadata']['Batch Size'] == 8 * int(re.search(r'8xb(\d)', name)[1])
     assert f'-{entry["Metadata"]["Iterations"] // 1000}k_' in name
-    # no experiment was run with this code yet: fill in with the log and the weights that show it
+    # No experiment was run with this code yet. Results need the log and the weights that show them.
     assert entry['Results']['Metrics'] == dict.fromkeys(METRICS) and entry['Weights'] is None
 
 
@@ -62,7 +62,7 @@ def test_numbers_of_mmseg_are_in_its_metafiles():
     for entry in ENTRIES:
         if 'mmseg' in entry['Published']:
             name = entry['Name'].removesuffix('-640x640')
-            # ours of two images per GPU quote the number of one
+            # Configs with two images per GPU quote the number of one image per GPU.
             assert entry['Published']['mmseg'] == (theirs.get(name) or theirs[name.replace('8xb2', '8xb1')]), name
             compared += 1
     assert compared == 16

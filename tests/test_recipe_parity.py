@@ -1,6 +1,6 @@
-"""Optimizer, schedule, loss, metric and pipelines of our configs against the authors' own code.
+"""Compare optimizer, schedule, loss, metric and pipelines of our configs with the authors' code.
 
-Only lengths and sizes are changed in the configs; the tolerances are the reference's.
+The tests change only lengths and sizes in the configs. The tolerances are those of the reference data.
 """
 
 import json
@@ -39,7 +39,7 @@ def meta(reference, prefix=''):
 
 
 def schedule(cfg, wrapper, num_iters):
-    """The config's scheduler with another number of iterations."""
+    """Build the config's scheduler for another number of iterations."""
     (scheduler,) = cfg.param_scheduler
     scheduler.end += num_iters - cfg.train_cfg.max_iters
     return PARAM_SCHEDULERS.build(scheduler, default_args=dict(optimizer=wrapper))
@@ -76,7 +76,7 @@ def test_training_steps(decoder, dtype):
     np.testing.assert_allclose(losses, expected, atol=1e-9 if double else 1e-5, rtol=0)
     np.testing.assert_allclose(lrs, reference[f'{decoder}/lr_after_step'], atol=1e-15, rtol=0)
     prefix = f'{decoder}/sd_after/'
-    # The reference's weights are from the run in float32, which was this far from the one in float64.
+    # The reference has the weights of its float32 run, which differ by this much from those of its float64 run.
     atol = steps['maxdiff_f64_params'] + 1e-9 if double else 1e-5
     start = official.weights(official.load(decoder))
     after = official_segmenter.from_mmseg(model.state_dict())
@@ -85,14 +85,14 @@ def test_training_steps(decoder, dtype):
         wanted = torch.from_numpy(reference[prefix + key]).to(dtype)
         assert_close(weight.flatten()[::7], wanted, atol=atol, rtol=0)
         compared += (start[key].flatten()[::7] - wanted).abs().max() > 100 * atol
-    assert compared > len(after) / 2  # the steps are large enough to tell
+    assert compared > len(after) / 2  # the steps are large enough to compare
 
 
 def lr_curve(cfg, num_iters):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=cfg.optim_wrapper.optimizer.lr)
     scheduler = schedule(cfg, optimizer, num_iters)
     lrs = [optimizer.param_groups[0]['lr']]
-    optimizer.step()  # the scheduler warns if there was none
+    optimizer.step()  # without it the scheduler warns
     for _ in range(num_iters):
         scheduler.step()
         lrs.append(optimizer.param_groups[0]['lr'])
@@ -105,7 +105,7 @@ def test_learning_rate():
 
 
 def test_learning_rate_over_the_whole_run():
-    """mmengine multiplies its way from one iteration to the next; the errors must not add up."""
+    """mmengine computes each rate from the last one; rounding errors must not add up."""
     i = np.arange(160001) / 160000
     np.testing.assert_allclose(lr_curve(paper(), 160000), (1e-3 - 1e-5) * (1 - i) ** 0.9 + 1e-5, rtol=1e-11)
 
@@ -126,12 +126,12 @@ def test_metric():
     areas = [sum(area) for area in zip(*results, strict=True)]
     by_class = metric.total_area_to_metrics(*areas, metrics=metric.metrics)['IoU']
     np.testing.assert_allclose(by_class, reference['cat_iou'], rtol=1e-6)
-    assert np.isnan(by_class[6])  # in neither map
+    assert np.isnan(by_class[6])  # the class is in neither map
 
 
 @pytest.fixture(scope='module')
 def val_pipeline(tmp_path_factory):
-    """ADE20K's validation set with the reference's images, and the config at the reference's test size."""
+    """Return the reference and our config, with its images as validation set and at its test size."""
     reference = load('val_pipeline')
     root = tmp_path_factory.mktemp('ade20k')
     cfg = paper()
@@ -141,7 +141,7 @@ def val_pipeline(tmp_path_factory):
             folder = root / dataset.data_prefix[kind]
             folder.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(folder / f'{i}.png'), reference[f'ade20k/{i}/{name}'])
-    dataset.update(data_root=str(root), img_suffix='.png')  # .jpg would change the pixels
+    dataset.update(data_root=str(root), img_suffix='.png')  # JPEG would change the pixels
     for resize in [cfg.test_pipeline[1], *cfg.tta_pipeline[1].transforms[0]]:
         assert resize.type == 'Resize'
         resize.scale = tuple(side // 8 for side in resize.scale)  # 512 becomes 64
@@ -149,7 +149,7 @@ def val_pipeline(tmp_path_factory):
 
 
 def network_inputs(cfg, images):
-    """What the model's preprocessor hands to the network."""
+    """Return what the model's preprocessor passes to the network."""
     preprocessor = MODELS.build(cfg.model.data_preprocessor)
     return [preprocessor(dict(inputs=[image]))['inputs'][0] for image in images]
 

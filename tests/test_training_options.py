@@ -1,6 +1,6 @@
-"""Every config in docs/training.md is trained with, and does what is said there.
+"""Train with every config in docs/training.md and check that it does what the document says.
 
-Only width, sizes and data are cut; depth, recipe and loops are those of the real config.
+Only width, image size and data are cut; depth, recipe and loops are those of the real config.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from mmseg_segmenter.datasets.shapes import make_shapes
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / 'configs' / 'segmenter' / 'segmenter_vit-t_mask_8xb1-160k_ade20k.py'
-# Nothing random but the initial weights, so that runs can be compared.
+# Only the initial weights are random, so that runs can be compared.
 TINY = """
 _base_ = '{config}'
 data_root = '{data}'
@@ -48,7 +48,7 @@ randomness = dict(seed=0)
 
 
 def read_blocks():
-    """The Python blocks of the document, by heading."""
+    """Return the Python blocks of the document by heading."""
     blocks = {}
     for section in (ROOT / 'docs' / 'training.md').read_text().split('\n## ')[1:]:
         blocks[section.partition('\n')[0]] = re.findall(r'```python\n(.*?)```', section, re.S)
@@ -64,15 +64,15 @@ def tiny(tmp_path_factory):
     make_shapes(str(root / 'data'), num_images=10, size=(32, 40))
     path = root / 'tiny.py'
     path.write_text(TINY.format(config=CONFIG, data=root / 'data'))
-    flat = root / 'flat.py'  # without the search for what is inherited in each run
+    flat = root / 'flat.py'  # saves looking up the bases in each run
     Config.fromfile(path).dump(flat)
     return flat
 
 
 @pytest.fixture
 def train(tiny, tmp_path, monkeypatch):
-    """Train with blocks of the document, as a user who inherits from a config."""
-    # What only makes each run take seconds: asking compilers for their versions, formatting the config for the log.
+    """Return a function that trains with blocks of the document in a config that inherits from the tiny one."""
+    # Asking compilers for their versions and formatting the config for the log would take seconds in each run.
     monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
     monkeypatch.setattr('mmengine.config.config.FormatCode', lambda text, **_: (text, True))
     count = itertools.count()
@@ -80,7 +80,7 @@ def train(tiny, tmp_path, monkeypatch):
     def run(*blocks, work_dir=None, **options):
         path = tmp_path / 'mine.py'
         path.write_text(f"_base_ = '{tiny}'\n" + '\n'.join(blocks))
-        # mmengine tells runs of one process apart by these names, and by the second in which they begin.
+        # mmengine distinguishes the runs of a process by these names and by the second in which they start.
         name = f'{tmp_path.name}-{next(count)}'
         options |= {'experiment_name': name, 'visualizer.name': name}
         cfg = engine.load_config(str(path), str(tmp_path / (work_dir or name)), options)
@@ -101,7 +101,7 @@ def scalars(runner, key):
 
 
 def groups(runner):
-    """Parameter group of each parameter."""
+    """Return the parameter group of each parameter by name."""
     by_id = {id(param): group for group in runner.optim_wrapper.param_groups for param in group['params']}
     return {name: by_id[id(param)] for name, param in runner.model.named_parameters() if id(param) in by_id}
 
@@ -145,7 +145,7 @@ def test_best_checkpoint(train, tmp_path):
     by_iter = dict(zip((2, 4, 6), scalars(runner, 'mIoU'), strict=True))
     best = max(by_iter, key=by_iter.get)
     assert found == [f'best_mIoU_iter_{best}.pth', 'iter_4.pth', 'iter_6.pth']
-    # A first score after resuming, which is the best of its own run, does not replace a better one.
+    # The first score after resuming does not replace a better one from before.
     assert runner.message_hub.get_info('best_score') == by_iter[best]
     stopped = train(BEST, work_dir='run', resume=True, **{'train_cfg.max_iters': 8, 'optim_wrapper.optimizer.lr': 0.0})
     assert stopped.message_hub.get_info('best_score') == max(by_iter[best], *scalars(stopped, 'mIoU'))
@@ -196,7 +196,7 @@ def test_scaled_learning_rate(train):
 
 
 def test_accumulated_gradients(train):
-    """Two batches of one image are one batch of two, where each has as many pixels that count."""
+    """Two batches of one image equal one batch of two if all images have the same number of valid pixels."""
     options = {'model.decode_head.loss_decode.avg_non_ignore': False}
     whole = train(**options, **{'train_cfg.max_iters': 4, 'train_cfg.val_interval': 4})
     halves = train(ACCUMULATE, **options, **{
@@ -216,9 +216,9 @@ def test_ema(train, tmp_path):
     trained = weights(runner)
     for name, value in trained.items():
         one, two = (saved['ema_state_dict'][f'module.{name}'] for saved in (first, second))
-        torch.testing.assert_close(two, value, atol=0, rtol=0)  # what training goes on from
+        torch.testing.assert_close(two, value, atol=0, rtol=0)  # training continues from these
         torch.testing.assert_close(second['state_dict'][name], 0.75 * one + 0.25 * two, atol=1e-6, rtol=0)
-    # The saved model is the validated one, without the hook.
+    # The saved model is the one that was validated, also without the hook.
     runner.load_checkpoint(str(tmp_path / 'run' / 'iter_2.pth'))
     runner._hooks = [hook for hook in runner.hooks if type(hook).__name__ != 'EMAHook']
     assert runner.test()['mIoU'] == scalars(runner, 'mIoU')[-1]
@@ -294,7 +294,7 @@ def test_class_weights(train):
 
 
 def test_hard_pixels(train):
-    """With all pixels hard enough the loss is the plain one; with fewer it is less."""
+    """The loss is the plain one if all pixels are hard enough, and differs if few are."""
     plain = scalars(train(), 'decode.loss_ce')[0]
     few = {'model.decode_head.sampler.thresh': 1e-6, 'model.decode_head.sampler.min_kept': 100}
     losses = [scalars(train(OHEM, **options), 'decode.loss_ce')[0] for options in ({}, few)]
@@ -319,7 +319,7 @@ def test_channels_last(train, tmp_path):
     head = dict(type='FCNHead', in_channels=16, in_index=0, channels=8, num_convs=1, num_classes=150, dropout_ratio=0.0)
     options = {'model.auxiliary_head': head}
     plain = train(work_dir='plain', **options)
-    start = str(tmp_path / 'plain' / 'iter_2.pth')  # random numbers are drawn in the order of the memory
+    start = str(tmp_path / 'plain' / 'iter_2.pth')  # initial weights depend on the memory format
     plain, runner = (train(code, load_from=start, **options) for code in ('', CHANNELS_LAST))
     wanted = weights(plain)
     for name, value in weights(runner).items():

@@ -1,8 +1,10 @@
-"""Configs, ours and mmseg's, small enough for a test."""
+"""Read configs, ours and mmseg's, and make them small enough for a test."""
 
 import copy
 import functools
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import mmengine.config.utils
@@ -12,22 +14,23 @@ from mmengine.config import Config, ConfigDict
 CONFIGS = Path(mmseg.__file__).parent / '.mim' / 'configs'
 WIDTH = 32
 
-# Each 'mmseg::' in a config makes mmengine parse the metafiles of all of mmseg, most of a second.
+# For each 'mmseg::' in a config, mmengine parses the metafiles of all of mmseg, which takes most of a second.
 _load = functools.cache(mmengine.config.utils.load)
 
 
 @functools.cache
-def _read(path):
+def _read(path: Path) -> Config:
     with mock.patch.object(mmengine.config.utils, 'load', _load):
         return Config.fromfile(path)
 
 
-def read_config(path):
+def read_config(path: Path) -> Config:
+    """Return a config of its own for each call; each file is read once."""
     return copy.deepcopy(_read(path))
 
 
-def without_scopes(node):
-    """A config without the ``_scope_`` that mmengine notes in what comes from ``mmseg::``."""
+def without_scopes(node: Any) -> Any:
+    """Remove, in place, the ``_scope_`` that mmengine adds to what comes from ``mmseg::``."""
     if isinstance(node, Config | dict):
         node.pop('_scope_', None)
     for value in node.values() if isinstance(node, Config | dict) else node:
@@ -36,13 +39,14 @@ def without_scopes(node):
     return node
 
 
-def heads(model):
+def heads(model: ConfigDict) -> list[ConfigDict]:
+    """Return the decode head and the auxiliary heads."""
     auxiliary = model.get('auxiliary_head') or []
     return [model.decode_head, *(auxiliary if isinstance(auxiliary, list) else [auxiliary])]
 
 
-def shrink(cfg):
-    """A config with the width and depth of its model cut; nothing else changes, and four outputs stay four outputs."""
+def shrink(cfg: Config) -> Config:
+    """Cut width and depth of the model, in place. As many blocks stay as there are outputs, 2 if there is one."""
     model = cfg.model
     model.pretrained = None
     outs = model.backbone.get('out_indices', -1)
@@ -68,15 +72,15 @@ def shrink(cfg):
     return cfg
 
 
-def shrink_images(cfg, side=64):
-    """Cut everything that is measured in pixels: what was as large as the input of the network has ``side`` then."""
+def shrink_images(cfg: Config, side: int = 64) -> Config:
+    """Scale everything that is measured in pixels, in place, so that the network's input has ``side`` pixels."""
     size = cfg.model.backbone.get('img_size', 224)
     size = size if isinstance(size, int) else size[0]
 
-    def scaled(pixels):
+    def scaled(pixels: Iterable[int]) -> tuple[int, ...]:
         return tuple(max(1, p * side // size) for p in pixels)
 
-    def walk(node):
+    def walk(node: Any) -> None:
         for key, value in node.items() if isinstance(node, ConfigDict) else enumerate(node):
             if key in ('scale', 'crop_size', 'stride', 'size') and isinstance(value, tuple | list):
                 node[key] = scaled(value)
