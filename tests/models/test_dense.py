@@ -70,3 +70,11 @@ def test_window_starts_are_the_official_ones(window, stride):
 def test_identity_changes_nothing():
     values = torch.randn(5)
     assert torch.equal(apply(identity(5), values), values)
+
+
+def test_identity_needs_its_indices_and_its_weights():
+    same = identity(3)
+    assert same.is_identity(3)
+    assert not same.is_identity(4)
+    assert not same.flip().is_identity(3)
+    assert not type(same)(same.index, same.weight / 2).is_identity(3)
