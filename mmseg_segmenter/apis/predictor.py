@@ -155,7 +155,7 @@ class Predictor:
     @torch.no_grad()
     def _predict(self, batch: Sequence[tuple[int, InputImage, dict[str, Any]]]) -> list[Prediction]:
         data = pseudo_collate([sample for _, _, sample in batch])
-        with self._autocast():
+        with self.autocast():
             scores = self._scores(data)
         return [
             Prediction(
@@ -178,7 +178,8 @@ class Predictor:
         batch = self.model.data_preprocessor(data, False)
         return [[one] for one in self.model.logit_maps(**batch)]
 
-    def _autocast(self) -> Any:
+    def autocast(self) -> Any:
+        """Return the context in which the network runs: mixed precision, if chosen."""
         if self._amp is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self._amp)

@@ -226,12 +226,12 @@ class Segmenter(EncoderDecoder):
             window,
             stride,
             batch_size,
-            segment=lambda crops, images: self._window_logits(crops, [metas[i] for i in images]),
+            segment=lambda crops, images: self.window_logits(crops, [metas[i] for i in images]),
             align_corners=self.align_corners,
             crop_padding=self.test_cfg.get('size_divisor') is not None,
         )
 
-    def _window_logits(self, crops: Tensor, metas: list[dict[str, Any]]) -> WindowLogits:
+    def window_logits(self, crops: Tensor, metas: list[dict[str, Any]]) -> WindowLogits:
         """Return the logits of windows (n, C, height, width), as the head returns them."""
         head, slide = type(self.decode_head), self.test_cfg.mode == 'slide'
         if head.predict is not BaseDecodeHead.predict or head.predict_by_feat is not BaseDecodeHead.predict_by_feat:
