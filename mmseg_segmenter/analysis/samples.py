@@ -1,4 +1,4 @@
-"""Samples of a config's datasets, as pictures: what the model trains on, and what it predicts."""
+"""Draw samples of the datasets of a config: what the model trains on, and what it predicts."""
 
 import os
 from collections.abc import Callable
@@ -20,20 +20,20 @@ from PIL import Image, UnidentifiedImageError
 from ..engine import check_datasets, decode_head
 from ..errors import MissingFileError, UserError
 from ..files import check_destination
-from ..labels import check_annotations
+from ..labels import check_annotations, check_labels
 from ..models.load_report import check_all_loaded
 from ..visualization.sheet import Row, contact_sheet, errors, fit, overlay, save, to_rgb
 
-Predictor = Callable[[dict[str, Any]], np.ndarray]  # sample of the dataset -> (H, W) labels
+Predictor = Callable[[dict[str, Any]], np.ndarray]  # from a sample of the dataset to (H, W) labels
 
 
 def load_dataset(cfg: Config, split: str) -> BaseDataset:
-    """The dataset of ``train_dataloader``, ``val_dataloader`` or ``test_dataloader``.
+    """Build the dataset of ``train_dataloader``, ``val_dataloader`` or ``test_dataloader``.
 
     Raises:
-        FileNotFoundError: a folder is missing.
-        ValueError: the config has no such loader, or the dataset is empty or
-            does not name its classes.
+        FileNotFoundError: a folder does not exist.
+        UserError: the config has no such loader, or the dataset is empty or
+            has no class names.
     """
     loader = f'{split}_dataloader'
     if not cfg.get(loader):
@@ -49,10 +49,10 @@ def load_dataset(cfg: Config, split: str) -> BaseDataset:
 
 
 def choose(dataset: BaseDataset, number: int, seed: int) -> list[int]:
-    """Indices of ``number`` samples, or of all if there are fewer; the same for the same seed.
+    """Return the sorted indices of ``number`` random samples, or of all if there are fewer.
 
     Raises:
-        ValueError: ``number`` below 1.
+        UserError: ``number`` is below 1.
     """
     if number < 1:
         raise UserError(f'number={number}; expected at least 1')
@@ -61,25 +61,25 @@ def choose(dataset: BaseDataset, number: int, seed: int) -> list[int]:
 
 
 def load_sample(dataset: BaseDataset, index: int) -> dict[str, Any]:
-    """A sample, through the pipeline.
+    """Return a sample of a dataset after its pipeline.
 
     Raises:
-        FileNotFoundError: image or annotation missing.
-        ValueError: the pipeline cannot read or change it; names the files.
+        FileNotFoundError: the image or the annotation does not exist.
+        UserError: the pipeline cannot read or transform it; names the files.
     """
     try:
         return dataset[index]
     except FileNotFoundError as error:
         raise MissingFileError(f'{error.filename}: {error.strerror}') from None
     except (AssertionError, OSError, ValueError, cv2.error) as error:
-        # what damaged files lead to in the loaders of mmcv, which seldom name the file
+        # Loaders of mmcv raise these for damaged files and seldom name the file.
         info = dataset.get_data_info(index)
         files = ' with '.join(str(info[key]) for key in ('img_path', 'seg_map_path') if key in info)
         raise UserError(f'{files}: cannot be loaded or augmented ({str(error).strip()})') from error
 
 
 def ignore_index(cfg: Config) -> int:
-    """Label that the model's loss ignores."""
+    """Return the label that the loss of the model ignores."""
     return int(decode_head(cfg).get('ignore_index', 255))
 
 
@@ -93,26 +93,26 @@ def browse_dataset(
     original: bool = False,
     side: int = 256,
 ) -> None:
-    """Draw samples as the model gets them: after the pipeline and the data preprocessor's padding.
+    """Draw samples as the model sees them: after the pipeline and the padding of the data preprocessor.
 
     Args:
-        cfg: whole config.
+        cfg: the whole config.
         out: PNG to write.
         split: ``'train'``, ``'val'`` or ``'test'``.
-        number: samples, chosen at random.
-        columns: samples beside each other.
-        seed: of the choice and of the augmentation.
-        original: put the image as it is in its file first.
+        number: number of random samples.
+        columns: number of samples side by side.
+        seed: seed of the choice and of the augmentation.
+        original: also show the image as it is in its file, first.
         side: pixels of the longer side of each picture.
 
     Raises:
-        FileNotFoundError: config, folder or file missing.
-        ValueError: no annotation, a label outside the classes, or an image
-            with other than 1 or 3 channels, each with the name of the file;
-            an argument out of range.
-        OSError: cannot write there.
+        FileNotFoundError: a folder or file does not exist.
+        UserError: an argument is out of range; or a sample has no annotation,
+            a label outside the classes, or other than 1 or 3 channels, and
+            then the message names the file.
+        OSError: the PNG cannot be written.
     """
-    _check_sheet(out, columns, side)
+    _check_arguments(out, columns, side)
     dataset = load_dataset(cfg, split)
     classes, palette, ignored = dataset.metainfo['classes'], dataset.metainfo['palette'], ignore_index(cfg)
     indices = choose(dataset, number, seed)
@@ -121,7 +121,7 @@ def browse_dataset(
     for index in indices:
         item = load_sample(dataset, index)
         name, before = _path(item), tuple(item['inputs'].shape[1:])
-        annotation(item, len(classes), ignored)  # complain before the padding
+        annotation(item, len(classes), ignored)  # raise an error before the padding fails
         image, order, item = _preprocess(cfg, item, training=split == 'train')
         labels = annotation(item, len(classes), ignored)
         picture = _picture(image, order, name, side)
@@ -147,24 +147,26 @@ def browse_predictions(
     seed: int = 0,
     side: int = 256,
 ) -> None:
-    """Draw image, annotation, prediction and errors of samples.
+    """Draw image, annotation, prediction and errors of random samples.
 
     Args:
-        cfg: whole config.
+        cfg: the whole config.
         out: PNG to write.
-        checkpoint: of the model that predicts, or
-        predictions: folder of label maps that ``tools/test.py --out`` wrote.
+        checkpoint: checkpoint of the model that predicts.
+        predictions: folder of label maps written by ``tools/test.py --out``,
+            instead of a checkpoint.
         split: ``'val'`` or ``'test'``.
-        number: samples, chosen at random.
-        columns: samples beside each other.
-        seed: of the choice.
+        number: number of random samples.
+        columns: number of samples side by side.
+        seed: seed of the choice.
         side: pixels of the longer side of each picture.
 
     Raises:
-        as :func:`browse_dataset` and :func:`folder_predictor`.
-        ValueError: annotation and prediction differ in size.
+        UserError: annotation and prediction differ in size.
+        OSError: the PNG cannot be written.
+        Exception: as :func:`browse_dataset` and :func:`folder_predictor`.
     """
-    _check_sheet(out, columns, side)
+    _check_arguments(out, columns, side)
     dataset = load_dataset(cfg, split)
     classes, palette, ignored = dataset.metainfo['classes'], dataset.metainfo['palette'], ignore_index(cfg)
     indices = choose(dataset, number, seed)
@@ -175,31 +177,34 @@ def browse_predictions(
     rows = []
     for index in indices:
         item = load_sample(dataset, index)
-        name = _path(item)
-        labels = annotation(item, len(classes), ignored)
-        prediction = predict(item)
-        if prediction.shape != labels.shape:
-            raise UserError(
-                f'{name}: prediction of {prediction.shape[0]}x{prediction.shape[1]} pixels, annotation of '
-                f'{labels.shape[0]}x{labels.shape[1]}; in a test pipeline LoadAnnotations belongs after Resize'
-            )
-        picture = _picture(item['inputs'], _loaded_order(cfg), name, side)
-        pictures = [
-            picture,
-            overlay(picture, labels, palette, ignored),
-            overlay(picture, prediction, palette, ignored),
-            errors(picture, labels, prediction, ignored),
-        ]
-        right = (labels == prediction)[labels != ignored]
-        score = f'{right.mean():.1%} of pixels right' if right.size else 'no pixel labelled'
-        shown = frozenset(np.union1d(labels, prediction).tolist())
-        rows.append(Row(pictures, f'{os.path.basename(name)}  {score}', shown))
+        labels, prediction = annotation(item, len(classes), ignored), predict(item)
+        picture = _picture(item['inputs'], _loaded_order(cfg), _path(item), side)
+        rows.append(_prediction_row(_path(item), picture, labels, prediction, palette, ignored))
     titles = ['image', 'annotation', 'prediction', 'errors']
     save(out, contact_sheet(rows, titles, classes, palette, columns, ignored, marks=True))
 
 
-def _check_sheet(out: str, columns: int, side: int) -> None:
-    """Fail before the work, not after it."""
+def _prediction_row(
+    name: str, picture: np.ndarray, labels: np.ndarray, prediction: np.ndarray, palette: Any, ignored: int
+) -> Row:
+    if prediction.shape != labels.shape:
+        raise UserError(
+            f'{name}: prediction of {prediction.shape[0]}x{prediction.shape[1]} pixels, annotation of '
+            f'{labels.shape[0]}x{labels.shape[1]}; in a test pipeline LoadAnnotations belongs after Resize'
+        )
+    pictures = [
+        picture,
+        overlay(picture, labels, palette, ignored),
+        overlay(picture, prediction, palette, ignored),
+        errors(picture, labels, prediction, ignored),
+    ]
+    correct = (labels == prediction)[labels != ignored]
+    score = f'{correct.mean():.1%} of pixels right' if correct.size else 'no pixel labelled'
+    return Row(pictures, f'{os.path.basename(name)}  {score}', frozenset(np.union1d(labels, prediction).tolist()))
+
+
+def _check_arguments(out: str, columns: int, side: int) -> None:
+    """Check the arguments before the work."""
     check_destination(out, '.png')
     if columns < 1:
         raise UserError(f'columns={columns}; expected at least 1')
@@ -208,11 +213,11 @@ def _check_sheet(out: str, columns: int, side: int) -> None:
 
 
 def annotation(item: dict[str, Any], num_classes: int, ignored: int) -> np.ndarray:
-    """(H, W) int64 labels of a sample.
+    """Return the annotation of a sample as (H, W) int64 labels.
 
     Raises:
-        ValueError: it has none, one with channels, or a label outside the
-            classes.
+        UserError: there is none, it has several channels, or a label is
+            outside the classes; names the file.
     """
     sample: SegDataSample = item['data_samples']
     if 'gt_sem_seg' not in sample:
@@ -225,10 +230,14 @@ def annotation(item: dict[str, Any], num_classes: int, ignored: int) -> np.ndarr
 
 
 def checkpoint_predictor(cfg: Config, checkpoint: str | None) -> Predictor:
-    """Predictions of a model, on the GPU if there is one; without a checkpoint, of its random weights.
+    """Return a function that predicts labels with a model, on the GPU if there is one.
+
+    Args:
+        cfg: the whole config.
+        checkpoint: checkpoint of the model, None for random weights.
 
     Raises:
-        ValueError: the checkpoint is damaged or of another model.
+        UserError: the checkpoint is damaged or belongs to another model.
     """
     from mmseg.apis import init_model
 
@@ -244,26 +253,23 @@ def checkpoint_predictor(cfg: Config, checkpoint: str | None) -> Predictor:
 
 
 def folder_predictor(folder: str, num_classes: int, reduce_zero_label: bool) -> Predictor:
-    """Label maps that ``tools/test.py --out`` wrote.
+    """Return a function that reads labels from files written by ``tools/test.py --out``.
+
+    It raises an error that names the file if a label map does not exist, cannot
+    be read, has several channels or has a label outside the classes.
 
     Args:
-        folder: of PNG files named as the images.
+        folder: folder of PNG files named like the images.
         num_classes: number of classes.
-        reduce_zero_label: as in the dataset; files then hold class + 1.
+        reduce_zero_label: as in the dataset. If True, files hold class + 1.
 
     Raises:
-        FileNotFoundError: no such folder.
+        FileNotFoundError: the folder does not exist.
     """
     if not os.path.isdir(folder):
         raise MissingFileError(f'folder {folder} of predictions not found (working directory: {os.getcwd()})')
 
     def read(item: dict[str, Any]) -> np.ndarray:
-        """
-        Raises:
-            FileNotFoundError: no label map for this image.
-            ValueError: unreadable, of several channels, or with a label
-                outside the classes; names the file.
-        """
         path = os.path.join(folder, os.path.splitext(os.path.basename(_path(item)))[0] + '.png')
         if not os.path.isfile(path):
             raise MissingFileError(f'{path}: no prediction for {_path(item)}')
@@ -276,13 +282,8 @@ def folder_predictor(folder: str, num_classes: int, reduce_zero_label: bool) -> 
             raise UserError(f'{path}: shape {labels.shape}; expected a label map (H, W)')
         first = int(reduce_zero_label)
         labels = labels.astype(np.int64) - first
-        wrong = (labels < 0) | (labels >= num_classes)
-        if wrong.any():
-            found = ', '.join(map(str, (np.unique(labels[wrong]) + first).tolist()[:10]))
-            raise UserError(
-                f'{path}: found label {found}, expected {first} to {num_classes - 1 + first} '
-                f'({num_classes} classes, reduce_zero_label={reduce_zero_label})'
-            )
+        hint = f'reduce_zero_label of the dataset is {reduce_zero_label}'
+        check_labels(labels, num_classes, None, path, first_label=first, hint=hint)
         return labels
 
     return read
@@ -297,12 +298,12 @@ def _preprocessor_cfg(cfg: Config) -> Any:
 
 
 def _loaded_order(cfg: Config) -> str:
-    """Of the channels of a loaded image: OpenMMLab's loaders give BGR, and the preprocessor tells if not."""
+    """Return the channel order of loaded images: BGR as OpenMMLab's loaders, unless the preprocessor expects RGB."""
     return 'rgb' if (_preprocessor_cfg(cfg) or {}).get('rgb_to_bgr') else 'bgr'
 
 
 def _preprocess(cfg: Config, item: dict[str, Any], training: bool) -> tuple[torch.Tensor, str, dict[str, Any]]:
-    """What the model's data preprocessor makes of a sample, on the scale of the loaded image.
+    """Apply the data preprocessor of the model to a sample, but for the normalisation.
 
     Returns:
         (C, H, W) image, the order of its channels, and the sample.
@@ -314,10 +315,10 @@ def _preprocess(cfg: Config, item: dict[str, Any], training: bool) -> tuple[torc
     preprocessor = MODELS.build(settings)
     data = preprocessor(pseudo_collate([item]), training)
     image = data['inputs'][0]
-    if hasattr(preprocessor, 'mean'):  # only where it normalises
+    if hasattr(preprocessor, 'mean'):  # it normalises
         image = image * preprocessor.std + preprocessor.mean
     if not training:
-        # the annotation has none of the padding that some models want in testing
+        # Some models pad images in testing; annotations are not padded.
         image = image[:, : before[0], : before[1]]
     return image, 'rgb' if settings.get('bgr_to_rgb') else 'bgr', dict(data_samples=data['data_samples'][0])
 

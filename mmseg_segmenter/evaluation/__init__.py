@@ -1,4 +1,4 @@
-"""Metrics."""
+"""Evaluation metrics."""
 
 from .confusion_matrix import ConfusionMatrix
 from .mae import MAEMetric

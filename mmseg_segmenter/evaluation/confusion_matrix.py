@@ -1,4 +1,4 @@
-"""Which classes are taken for which."""
+"""Confusion matrix, and the scores that follow from it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,30 +11,30 @@ from mmseg.registry import METRICS
 from torch import Tensor
 
 from ..errors import UserError
+from ..labels import check_labels
 
 
 @METRICS.register_module()
 class ConfusionMatrix(BaseMetric):
-    """Confusion matrix of the whole dataset, and the scores that follow from it.
+    """Compute the confusion matrix of a dataset, and ``aAcc``, ``mIoU`` and ``mAcc`` in percent.
 
-    Of each image only the cells that are not zero are kept, 16 bytes each.
-    The scores are ``aAcc``, ``mIoU`` and ``mAcc`` in percent, those of mmseg's
-    ``IoUMetric``.
+    The scores are those of mmseg's ``IoUMetric``. Memory grows by 16 bytes per
+    image and non-zero cell of its matrix.
 
     Args:
         out: PNG to write at the end, with tables beside it: see
             :func:`~mmseg_segmenter.evaluation.report.write_report`. None
             writes nothing.
-        sort: order of the table, see there.
+        sort: order of the table, see ``write_report``.
         ignore_index: label of pixels that do not count.
-        collect_device: as ``BaseMetric``.
-        prefix: as ``BaseMetric``.
+        collect_device: as in mmengine's ``BaseMetric``.
+        prefix: as in mmengine's ``BaseMetric``.
 
     Raises:
-        ValueError: ``out`` or ``sort`` is not valid.
+        UserError: ``out`` or ``sort`` is not valid.
     """
 
-    default_prefix = ''  # or BaseMetric warns
+    default_prefix = ''  # without one, BaseMetric warns
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class ConfusionMatrix(BaseMetric):
         if out is not None:
             from .report import check_arguments
 
-            check_arguments(out, sort)  # now, not after hours of testing
+            check_arguments(out, sort)  # now, because write_report runs after hours of testing
         self.out = out
         self.sort = sort
         self.ignore_index = ignore_index
@@ -58,11 +58,12 @@ class ConfusionMatrix(BaseMetric):
 
         Args:
             data_batch: not used.
-            data_samples: with ``pred_sem_seg`` and ``gt_sem_seg``, (1, H, W).
+            data_samples: dicts with ``pred_sem_seg`` and ``gt_sem_seg``, both
+                (1, H, W).
 
         Raises:
-            ValueError: a label that is no class, in annotation or prediction,
-                or maps of different sizes; names the image.
+            UserError: annotation or prediction has a label outside the
+                classes, or their sizes differ; names the image.
         """
         assert self.dataset_meta is not None
         num_classes = len(self.dataset_meta['classes'])
@@ -75,10 +76,10 @@ class ConfusionMatrix(BaseMetric):
                 raise UserError(f'{sample.get("img_path", "an image")}: {error}') from None
 
     def compute_metrics(self, results: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
-        """Add up and write.
+        """Sum the results of all images, write the report, and return the scores.
 
         Args:
-            results: of :func:`count_pairs`, one for each image.
+            results: results of :func:`count_pairs`, one per image.
         """
         assert self.dataset_meta is not None
         classes = self.dataset_meta['classes']
@@ -98,7 +99,7 @@ class ConfusionMatrix(BaseMetric):
 
 
 def count_pairs(labels: Tensor, prediction: Tensor, num_classes: int, ignore_index: int = 255) -> tuple[Tensor, Tensor]:
-    """Pixels by label and predicted label.
+    """Count the pixels of each pair of label and predicted label.
 
     Args:
         labels: (H, W) integers, 0 to K - 1 or ``ignore_index``.
@@ -107,11 +108,11 @@ def count_pairs(labels: Tensor, prediction: Tensor, num_classes: int, ignore_ind
         ignore_index: label of pixels that do not count.
 
     Returns:
-        Cells ``label * K + predicted`` that occur, and how often, both int64
-        on the CPU.
+        Pairs that occur, as ``label * K + predicted``, and their counts; both
+        int64 on the CPU.
 
     Raises:
-        ValueError: other labels, or maps of different sizes.
+        UserError: there are other labels, or the sizes differ.
     """
     if labels.shape != prediction.shape:
         raise UserError(
@@ -119,13 +120,10 @@ def count_pairs(labels: Tensor, prediction: Tensor, num_classes: int, ignore_ind
             'expected the same (in a test pipeline LoadAnnotations belongs after Resize)'
         )
     counted = labels != ignore_index
-    # int64 before the product: uint8 labels would overflow
+    # int64, because products of uint8 labels would overflow
     labels, prediction = labels[counted].long(), prediction[counted].long()
-    for name, values in (('annotation', labels), ('prediction', prediction)):
-        wrong = values[(values < 0) | (values >= num_classes)].unique().tolist()
-        if wrong:
-            found = ', '.join(map(str, wrong[:10]))
-            raise UserError(f'label {found} in the {name}; expected 0 to {num_classes - 1} or {ignore_index} (ignored)')
+    check_labels(labels, num_classes, ignore_index, 'annotation')
+    check_labels(prediction, num_classes, None, 'prediction')
     counts = torch.bincount(labels * num_classes + prediction, minlength=num_classes**2)
     cells = counts.nonzero().squeeze(1)
     return cells.cpu(), counts[cells].cpu()
@@ -133,15 +131,16 @@ def count_pairs(labels: Tensor, prediction: Tensor, num_classes: int, ignore_ind
 
 @dataclass(frozen=True)
 class ClassScores:
-    """What a confusion matrix says of each class; shares from 0 to 1, NaN where there is nothing to divide by.
+    """Scores of each class from 0 to 1, NaN where there is no pixel to divide by. Arrays are (K,).
 
     Attributes:
         iou: intersection over union.
-        accuracy: of the class's pixels, those predicted as it (recall).
-        precision: of the pixels predicted as the class, those that are.
-        share: of all labelled pixels, those of the class.
-        pixels: labelled as the class.
-        overall_accuracy: of all labelled pixels, those that are right.
+        accuracy: share of the pixels of the class that are predicted as the
+            class (recall).
+        precision: share of the pixels predicted as the class that belong to it.
+        share: share of the class in all labelled pixels.
+        pixels: number of pixels of the class.
+        overall_accuracy: share of all labelled pixels that are correct.
     """
 
     iou: np.ndarray
@@ -153,10 +152,10 @@ class ClassScores:
 
 
 def class_scores(matrix: np.ndarray) -> ClassScores:
-    """Scores by class.
+    """Compute the scores of each class.
 
     Args:
-        matrix: (K, K) pixels, rows are annotation, columns prediction.
+        matrix: (K, K) pixels; rows are annotation, columns prediction.
     """
     right, labelled, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
     total = labelled.sum()
@@ -172,5 +171,5 @@ def class_scores(matrix: np.ndarray) -> ClassScores:
 
 
 def mean_score(values: np.ndarray) -> float:
-    """Over the classes that have a value; NaN if none has."""
+    """Return the mean over the classes whose value is not NaN, or NaN if there are none."""
     return float(values[~np.isnan(values)].mean()) if not np.isnan(values).all() else float('nan')

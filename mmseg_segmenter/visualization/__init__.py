@@ -1,1 +1,1 @@
-"""Pictures: contact sheets of images and label maps, curves, matrices."""
+"""Draw contact sheets, training curves and confusion matrices."""

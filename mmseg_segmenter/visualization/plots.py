@@ -1,4 +1,4 @@
-"""Plots of confusion matrices and training curves, without a display."""
+"""Plot confusion matrices and training curves, without a display."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,51 +9,46 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-MOST_NUMBERS = 40  # classes up to which a matrix has numbers in its cells
-MOST_NAMES = 250  # classes up to which it has names at its sides
+MAX_NUMBERED = 40  # classes of a matrix with numbers in its cells
+MAX_NAMED = 250  # classes of a matrix with names at its axes
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure that needs no display and no global state.
-
-    Args:
-        width: inches.
-        height: inches.
-    """
+    """Return a figure of a size in inches that needs no display and no global state."""
     figure = Figure(figsize=(width, height), layout='constrained')
     FigureCanvasAgg(figure)
     return figure
 
 
 def confusion_matrix(path: str, matrix: np.ndarray, classes: Sequence[str], title: str = '') -> None:
-    """Percent of each class's pixels that were taken for each class.
+    """Plot a confusion matrix, in percent of the pixels of each annotated class.
 
-    Rows are annotation and add up to 100; those of classes without a pixel
-    are grey. Up to :data:`MOST_NUMBERS` classes have the numbers written in
-    (0.5 and more); beyond :data:`MOST_NAMES` the sides count classes.
+    Rows add up to 100 %; those of classes without pixels are grey. Cells show
+    numbers (from 0.5 %) for up to :data:`MAX_NUMBERED` classes, and axes show
+    names for up to :data:`MAX_NAMED`.
 
     Args:
         path: PNG to write.
-        matrix: (K, K) pixels, rows are annotation, columns prediction.
+        matrix: (K, K) pixels; rows are annotation, columns prediction.
         classes: K names.
-        title: above the plot.
+        title: text above the plot.
     """
     count = len(classes)
     totals = matrix.sum(1, keepdims=True)
     percent = np.ma.masked_invalid(np.divide(matrix * 100, totals, out=np.full(matrix.shape, np.nan), where=totals > 0))
-    numbers = count <= MOST_NUMBERS
-    # inches; as large as names need, and without any of them to fit a screen
-    cell = 0.42 if numbers else 0.16 if count <= MOST_NAMES else 12 / count
+    numbers = count <= MAX_NUMBERED
+    # Inches per class: enough for numbers or names; without either, the whole plot fits a screen.
+    cell = 0.42 if numbers else 0.16 if count <= MAX_NAMED else 12 / count
     figure = new_figure(max(5.0, cell * count + 2.5), max(4.0, cell * count + 1.8))
     axis = figure.add_subplot()
     axis.set_facecolor('0.85')
-    # a root spreads the small values, which are the confusions
+    # The square root spreads small values, which are the confusions.
     image = axis.imshow(percent, cmap='Blues', norm=PowerNorm(0.5, 0, 100))
     size = 9 if numbers else 6
-    if count <= MOST_NAMES:
+    if count <= MAX_NAMED:
         axis.set_xticks(range(count), classes, rotation=90, fontsize=size)
         axis.set_yticks(range(count), classes, fontsize=size)
-        axis.tick_params(labeltop=not numbers)  # it is far from there to the bottom
+        axis.tick_params(labeltop=not numbers)  # large matrices have names at the top too
     axis.set_xlabel('prediction')
     axis.set_ylabel('annotation')
     axis.set_title(title, fontsize=10)
@@ -66,21 +61,21 @@ def confusion_matrix(path: str, matrix: np.ndarray, classes: Sequence[str], titl
             colour = 'white' if value > 45 else 'black'
             axis.text(column, row, f'{value:.0f}', ha='center', va='center', fontsize=8, color=colour)
     bar = figure.colorbar(image, shrink=min(1.0, 4 / (cell * count)), ticks=[0, 1, 5, 10, 25, 50, 75, 100])
-    bar.set_label("% of the class's pixels")
+    bar.set_label('% of the pixels of the class')
     figure.savefig(path, dpi=110)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a plot.
+    """A line of a plot.
 
     Attributes:
-        label: of the run.
+        label: name of the run, for the legend.
         iterations: (N,).
         values: (N,); NaN leaves a gap.
         smoothed: (N,) drawn over the values, or None.
-        markers: few points, each of its own.
-        colour: number of the run.
+        markers: mark each point.
+        colour: number of the run, which selects colour and line style.
     """
 
     label: str
@@ -92,11 +87,11 @@ class Curve:
 
 
 def curves(path: str, panels: dict[str, list[Curve]]) -> None:
-    """Curves against iterations, one panel for each quantity.
+    """Plot curves against iterations, with one panel per quantity.
 
     Args:
         path: PNG to write.
-        panels: curves by name of the quantity.
+        panels: curves by the name of the quantity.
     """
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
@@ -120,6 +115,6 @@ def curves(path: str, panels: dict[str, list[Curve]]) -> None:
         axis.set_title(name, fontsize=10)
         axis.set_xlabel('iteration')
         axis.grid(alpha=0.3)
-        axis.set_xlim(0, max(last, 1) * 1.02)  # the same in all panels
+        axis.set_xlim(0, max(last, 1) * 1.02)  # same range in all panels
     figure.legend(list(lines.values()), list(lines), loc='outside lower center', ncols=1 if len(lines) > 4 else 2)
     figure.savefig(path, dpi=110)

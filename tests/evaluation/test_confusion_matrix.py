@@ -81,9 +81,9 @@ def test_results_are_small():
 @pytest.mark.parametrize(
     ('labels', 'prediction', 'message'),
     [
-        ([[0, 7]], [[0, 0]], 'photo.jpg: label 7 in the annotation; expected 0 to 4 or 255'),
-        ([[0, 1]], [[0, 5]], 'photo.jpg: label 5 in the prediction; expected 0 to 4'),
-        ([[0, 1]], [[-1, 0]], 'photo.jpg: label -1 in the prediction'),
+        ([[0, 7]], [[0, 0]], r'photo.jpg: annotation: found label 7, expected 0 to 4 \(num_classes=5\) or 255'),
+        ([[0, 1]], [[0, 5]], 'photo.jpg: prediction: found label 5, expected 0 to 4'),
+        ([[0, 1]], [[-1, 0]], 'photo.jpg: prediction: found label -1'),
         ([[0, 1]], [[0], [1]], r'photo.jpg: annotation of shape \(1, 2\), prediction of shape \(2, 1\)'),
     ],
 )
