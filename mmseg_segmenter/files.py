@@ -40,10 +40,23 @@ def check_destination(path: str, suffix: str = '') -> None:
     if not path.endswith(suffix) or os.path.isdir(path) or not os.path.basename(path):
         ends = f' that ends in {suffix}' if suffix else ''
         raise UserError(f'out={path}; expected the name of a file{ends}')
-    folder = os.path.abspath(os.path.dirname(path))
+    check_folder(os.path.dirname(path), path)
+
+
+def check_folder(path: str, name: str | None = None) -> None:
+    """Find out whether files can be written in a folder. Nothing is made.
+
+    Args:
+        path: folder; it need not exist.
+        name: what the error message calls the destination; default: ``path``.
+
+    Raises:
+        OSError: no folder can be made or written to there.
+    """
+    folder = os.path.abspath(path)
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
-    with _cannot_write(path):
+    with _cannot_write(name or path):
         if not os.path.isdir(folder):
             raise NotADirectoryError(errno.ENOTDIR, f'{folder} is not a folder')
         tempfile.TemporaryFile(dir=folder).close()  # permissions do not tell all: read-only and special file systems

@@ -4,8 +4,6 @@
 import argparse
 import os
 
-from mmengine.config import DictAction
-
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Evaluate a segmentor')
@@ -20,8 +18,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--compile', action='store_true', help='compile backbone and head (torch.compile)')
     parser.add_argument('--tta', action='store_true', help='average over scales and flips (tta_pipeline)')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='override config entries, e.g. model.test_cfg.mode=whole'
+        '--allow-partial', action='store_true', help='test even if the checkpoint lacks tensors of the model'
     )
+    parser.add_argument(
+        '--cfg-options', nargs='+', action='extend', metavar='KEY=VALUE',
+        help='override config entries, e.g. model.test_cfg.mode=whole',
+    )  # fmt: skip
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -46,7 +48,7 @@ def main() -> None:
         if args.out:
             engine.save_predictions(cfg, args.out)
         engine.check_datasets(cfg, ('test_dataloader',))
-        engine.run(cfg, 'test', args.compile)
+        engine.run(cfg, 'test', args.compile, args.allow_partial)
 
 
 if __name__ == '__main__':

@@ -4,8 +4,6 @@
 import argparse
 import os
 
-from mmengine.config import DictAction
-
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Train a segmentor')
@@ -16,8 +14,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--amp-dtype', choices=['fp16', 'bf16'], help='default: fp16 on a GPU, bf16 on a CPU')
     parser.add_argument('--compile', action='store_true', help='compile backbone and head (torch.compile)')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='override config entries, e.g. train_cfg.max_iters=100'
-    )
+        '--cfg-options', nargs='+', action='extend', metavar='KEY=VALUE',
+        help='override config entries, e.g. train_cfg.max_iters=100',
+    )  # fmt: skip
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()

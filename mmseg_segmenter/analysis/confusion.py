@@ -4,29 +4,13 @@ import sys
 
 import torch
 from mmengine.config import Config
-from mmengine.hooks import Hook
-from mmengine.runner import Runner
 from mmengine.utils import track_iter_progress
-from mmseg.registry import HOOKS
 
 from ..engine import check_datasets, evaluators
 from ..errors import UserError
 from ..evaluation import ConfusionMatrix
 from ..evaluation.report import check_arguments
-from ..models.load_report import check_all_loaded
 from .samples import annotation, folder_predictor, load_dataset, load_sample
-
-
-@HOOKS.register_module()
-class RequireAllWeightsHook(Hook):
-    """Stop a test of a model that the checkpoint does not fit."""
-
-    def before_test(self, runner: Runner) -> None:
-        """
-        Raises:
-            ValueError: as ``check_all_loaded``.
-        """
-        check_all_loaded(runner.model)
 
 
 def prepare_test(cfg: Config, checkpoint: str, out: str, sort: str = 'class') -> None:
@@ -50,7 +34,6 @@ def prepare_test(cfg: Config, checkpoint: str, out: str, sort: str = 'class') ->
             raise UserError(f'{cfg.filename} has no {key}')
     check_datasets(cfg, ('test_dataloader',))
     cfg.load_from = checkpoint
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='RequireAllWeightsHook')]
     cfg.test_evaluator = dict(type='ConfusionMatrix', out=out, sort=sort, ignore_index=_ignore_index(cfg))
 
 

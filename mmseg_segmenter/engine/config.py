@@ -1,149 +1,107 @@
-"""From command-line options to an mmengine Config ready for the Runner."""
+"""From command-line options to an mmengine ``Config`` ready for the ``Runner``."""
 
-import inspect
+import argparse
 import os
-from collections.abc import Iterator
+import traceback
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmengine.config import Config
-from mmengine.fileio import list_dir_or_file
-from mmseg.registry import DATASETS
+from mmengine.config import Config, DictAction
 
-from ..errors import MissingFileError, UserError
+from ..errors import MissingFileError, NotAFileError, UserError
+from ..files import check_folder
+from .checks import datasets
 
 
 def load_config(
-    path: str, work_dir: str | None = None, cfg_options: dict[str, Any] | None = None, launcher: str = 'none'
+    path: str,
+    work_dir: str | None = None,
+    cfg_options: Mapping[str, Any] | Sequence[str] | None = None,
+    launcher: str = 'none',
 ) -> Config:
     """Read a config and settle where its logs and checkpoints go.
 
     Args:
         path: config file.
         work_dir: default ``work_dir`` of the config, else ``work_dirs/<name>``.
-        cfg_options: ``key.sub=value`` overrides.
+        cfg_options: values by dotted key that override those of the file, or as :func:`parse_options` takes them.
         launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
 
     Raises:
         FileNotFoundError: no such config.
+        IsADirectoryError: a folder.
+        ValueError: the file cannot be read as a config, or an option does not fit it; names file and line, or option.
     """
+    if os.path.isdir(path):
+        raise NotAFileError(f'config {path} is a folder, expected a file')
     if not os.path.isfile(path):
         raise MissingFileError(f'config {path} not found (working directory: {os.getcwd()})')
-    cfg = Config.fromfile(path)
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # a config is a program of the user's: anything can go wrong in it
+        raise UserError(f'config {path}: {_reason(error)}') from error
     cfg.launcher = launcher
-    if cfg_options:
-        cfg.merge_from_dict(cfg_options)
+    options = cfg_options if isinstance(cfg_options, Mapping) else parse_options(cfg_options)
+    for key, value in options.items():
+        try:
+            cfg.merge_from_dict({key: value})
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise UserError(f'--cfg-options {key}={value!r} does not fit {path}: {error}') from error
     name = os.path.splitext(os.path.basename(path))[0]
     cfg.work_dir = work_dir or cfg.get('work_dir') or os.path.join('work_dirs', name)
     return cfg
 
 
-def find_checkpoint(path: str) -> str:
-    """Fail on a mistyped checkpoint at once, not after the model is built.
-
-    Raises:
-        FileNotFoundError: a local path that does not exist.
-    """
-    if _is_missing(path):
-        raise MissingFileError(f'checkpoint {path} not found (working directory: {os.getcwd()})')
-    return path
-
-
-def _is_missing(path: str) -> bool:
-    """A local file that does not exist; an address is not looked up."""
-    return '://' not in path and not os.path.isfile(os.path.expanduser(path))
-
-
-def check_weights(cfg: Config) -> None:
-    """Find missing files of pretrained weights before anything is built.
+def parse_options(options: Sequence[str] | None) -> dict[str, Any]:
+    """Return the values of ``--cfg-options`` by their dotted keys.
 
     Args:
-        cfg: whole config, for training.
+        options: ``KEY=VALUE``, the values written as for mmengine's ``DictAction``.
 
     Raises:
-        FileNotFoundError: names the file and the entry of the config.
+        ValueError: an option is not of that form.
     """
-    for place, checkpoint in _weights(cfg.get('model'), 'model'):
-        if _is_missing(checkpoint):
-            raise MissingFileError(
-                f'{place}={checkpoint} not found (working directory: {os.getcwd()}); the header of the config says '
-                'where it comes from'
-            )
-    if cfg.get('load_from'):
-        find_checkpoint(cfg.load_from)
+    for option in options or ():
+        key, equals, _ = option.partition('=')
+        if not equals or not all(key.split('.')):
+            raise UserError(f'--cfg-options {option}: expected KEY=VALUE, such as model.test_cfg.mode=whole')
+    parser = argparse.ArgumentParser()
+    parser.add_argument('options', nargs='*', action=DictAction)
+    try:
+        return dict(parser.parse_args(list(options or ())).options or {})
+    except AssertionError as error:  # unbalanced brackets
+        raise UserError(f'--cfg-options {" ".join(options or ())}: {error}') from None
 
 
-def _weights(node: Any, place: str) -> Iterator[tuple[str, str]]:
-    """Places and paths of all weights that the parts of a model start from."""
-    if isinstance(node, dict):
-        if node.get('type') == 'Pretrained' and node.get('checkpoint'):
-            yield f'{place}.checkpoint', node['checkpoint']
-        for key, value in node.items():
-            if key == 'pretrained' and isinstance(value, str):
-                yield f'{place}.pretrained', value
-            yield from _weights(value, f'{place}.{key}')
-    elif isinstance(node, list | tuple):
-        for i, value in enumerate(node):
-            yield from _weights(value, f'{place}[{i}]')
-
-
-def check_datasets(cfg: Config, loaders: tuple[str, ...]) -> None:
-    """Find missing or empty dataset folders before anything is built.
-
-    Left to itself a missing folder surfaces inside a registry call, and an
-    empty one as "need at least one array to concatenate".
-
-    Args:
-        cfg: whole config.
-        loaders: keys to look at, such as ``('train_dataloader',)``.
+def _reason(error: Exception) -> str:
+    """Return why a config could not be read, with file and line.
 
     Raises:
-        FileNotFoundError: names the loader, the folder and what to change.
-        ValueError: the image folder has no file with the expected suffix.
+        Exception: ``error`` itself, if it comes from a module that the config imports and that was found.
     """
-    for loader in loaders:
-        for dataset in _datasets((cfg.get(loader) or {}).get('dataset')):
-            root, prefix = dataset.get('data_root') or '', dataset.get('data_prefix') or {}
-            for kind, path in prefix.items():
-                folder = os.path.join(root, path or '')
-                if '://' in folder or (dataset.get('backend_args') or {}).get('backend', 'local') != 'local':
-                    continue
-                if not os.path.isdir(folder):
-                    raise MissingFileError(
-                        f'{loader}: dataset folder {folder} not found (working directory: {os.getcwd()}); put or link '
-                        f'the dataset there, or set {loader}.dataset.data_root'
-                    )
-                suffix = _image_suffix(dataset)
-                files = list_dir_or_file(folder, list_dir=False, suffix=suffix, recursive=True)
-                if kind == 'img_path' and suffix and next(iter(files), None) is None:
-                    raise UserError(f'{loader}: no image *{suffix} in {folder}; set {loader}.dataset.img_suffix')
-
-
-def _datasets(dataset: Any) -> Iterator[Any]:
-    """The datasets in a config, looking into wrappers such as ConcatDataset."""
-    if not dataset:
-        return
-    wrapped = dataset.get('datasets') or dataset.get('dataset')
-    if not wrapped:
-        yield dataset
-    for one in wrapped if isinstance(wrapped, list | tuple) else [wrapped]:
-        yield from _datasets(one)
-
-
-def _image_suffix(dataset: Any) -> str | None:
-    """``img_suffix`` of the config, else the default of the dataset class."""
-    parameter = inspect.signature(DATASETS.get(dataset.type).__init__).parameters.get('img_suffix')
-    return dataset.get('img_suffix', None if parameter is None else parameter.default)
+    if isinstance(error, SyntaxError):  # mmengine's own text, which ends in "(<unknown>, line 3)"
+        return str(error).replace('<unknown>, ', '')
+    frames = traceback.extract_tb(error.__traceback__)
+    if any(frame.name == 'import_modules_from_strings' for frame in frames) or isinstance(error, ImportError):
+        if not isinstance(error, ImportError):
+            raise error
+        root: BaseException = error
+        while root.__context__ is not None:  # mmengine puts the whole sys.path on top of what is missing
+            root = root.__context__
+        return f'custom_imports failed: {root}'
+    places = [f'{frame.filename}, line {frame.lineno}: ' for frame in frames if frame.name == '<module>']
+    return f'{places[-1] if places else ""}{type(error).__name__}: {error}'
 
 
 def decode_head(cfg: Config) -> Any:
-    """The head whose predictions count: the last of a cascade, also inside ``SegTTAModel``; {} if there is none."""
+    """Return the head that predicts: the last of a cascade, also inside ``SegTTAModel``; {} if there is none."""
     model = cfg.get('model') or {}
     head = model.get('module', model).get('decode_head') or {}
     return head[-1] if isinstance(head, list | tuple) else head
 
 
 def evaluators(cfg: Config, split: str) -> list[Any]:
-    """The metrics of ``val_evaluator`` or ``test_evaluator``, which may be one, several or none."""
+    """Return the metrics of ``val_evaluator`` or ``test_evaluator``, which may be one, several or none."""
     metrics = cfg.get(f'{split}_evaluator') or []
     return list(metrics) if isinstance(metrics, list | tuple) else [metrics]
 
@@ -151,13 +109,16 @@ def evaluators(cfg: Config, split: str) -> list[Any]:
 def enable_tta(cfg: Config) -> None:
     """Test with the multi-scale and flip pipeline of the config.
 
+    Args:
+        cfg: whole config; ``model`` and ``test_dataloader`` are changed.
+
     Raises:
         ValueError: the config has no ``tta_model`` or ``tta_pipeline``.
     """
     missing = [key for key in ('tta_model', 'tta_pipeline') if cfg.get(key) is None]
     if missing:
         raise UserError(f'--tta: {cfg.filename} has no {" and no ".join(missing)}')
-    for dataset in _datasets(cfg.test_dataloader.dataset):
+    for dataset in datasets(cfg.test_dataloader.dataset):
         dataset.pipeline = cfg.tta_pipeline
     cfg.tta_model.module = cfg.model
     cfg.model = cfg.tta_model
@@ -174,6 +135,7 @@ def enable_drawing(cfg: Config, show_dir: str | None = None, show: bool = False,
 
     Raises:
         ValueError: the config has no visualization hook.
+        OSError: cannot write in ``show_dir``.
     """
     hook = cfg.get('default_hooks', {}).get('visualization')
     if hook is None:
@@ -182,24 +144,31 @@ def enable_drawing(cfg: Config, show_dir: str | None = None, show: bool = False,
     if show:
         hook.update(show=True, wait_time=wait_time)
     if show_dir:
+        check_folder(show_dir)
         cfg.setdefault('visualizer', dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')]))
         cfg.visualizer.save_dir = show_dir
 
 
 def save_predictions(cfg: Config, out_dir: str) -> None:
-    """Write label maps as PNG files, in the label convention of the dataset.
+    """Have a test write its label maps as PNG files, with the labels of the dataset's own annotations.
+
+    Args:
+        cfg: whole config.
+        out_dir: folder for the files; it is made.
 
     Raises:
-        ValueError: no ``IoUMetric``, which writes them, in ``test_evaluator``,
-            or more classes than its 8 bits hold.
+        ValueError: ``test_evaluator`` has no ``IoUMetric``, which writes them, or there are more classes than 8 bits
+            hold.
+        OSError: cannot write in ``out_dir``.
     """
     writers = [evaluator for evaluator in evaluators(cfg, 'test') if evaluator.type == 'IoUMetric']
     if not writers:
         raise UserError(f'--out: test_evaluator of {cfg.filename} has no IoUMetric')
     classes = decode_head(cfg).get('num_classes', 0)
-    # reduce_zero_label counts the label maps from 1
-    limit = 256 - any(dataset.get('reduce_zero_label', False) for dataset in _datasets(cfg.test_dataloader.dataset))
+    # With reduce_zero_label the label maps count from 1.
+    limit = 256 - any(dataset.get('reduce_zero_label', False) for dataset in datasets(cfg.test_dataloader.dataset))
     if classes > limit:
         raise UserError(f'--out: IoUMetric writes 8-bit label maps, for {limit} classes at most; num_classes={classes}')
+    check_folder(out_dir)
     for writer in writers:
         writer.update(output_dir=out_dir, keep_results=True)

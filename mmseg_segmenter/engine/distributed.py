@@ -1,4 +1,4 @@
-"""Several processes: gloo on machines without a GPU, and an orderly end."""
+"""Run training or testing in one or several processes, also without a GPU."""
 
 import gc
 from typing import Literal
@@ -9,15 +9,16 @@ from mmengine.device import get_device
 from mmengine.runner import Runner
 from mmseg.registry import RUNNERS
 
+from .checks import check_run, registry_errors
+from .hooks import RequireAllWeightsHook
 from .precision import compile_parts
 
 
 def _use_cpu_group(cfg: Config) -> None:
-    """Let torchrun's processes train with gloo where there is no accelerator.
+    """Let the processes of torchrun communicate by gloo if there is no accelerator.
 
-    mmengine selects a CUDA device when it makes the process group, and gives
-    DDP one; it leaves both alone when they are settled before. With an
-    accelerator, or another launcher than ``'pytorch'``, nothing is done.
+    mmengine selects a CUDA device when it makes the process group, and hands it to DDP. It does neither if group and
+    device are set before. With an accelerator, or another launcher than ``'pytorch'``, nothing is done.
 
     Args:
         cfg: whole config; ``model_wrapper_cfg`` is changed.
@@ -34,27 +35,38 @@ def _use_cpu_group(cfg: Config) -> None:
     cfg.model_wrapper_cfg = {**wrapper, **cfg.get('model_wrapper_cfg', {}), 'device_ids': None}
 
 
-def run(cfg: Config, action: Literal['train', 'test'], compile_model: bool = False) -> None:
+def run(
+    cfg: Config, action: Literal['train', 'test'], compile_model: bool = False, allow_partial: bool = False
+) -> None:
     """Build the runner and let it train or test, in the processes that ``cfg.launcher`` started.
 
-    A gloo group has threads that may still hold tensors, and one that lets go
-    of them while the interpreter ends aborts it (``terminate called without an
-    active exception``): the run is done and saved, yet exits with an error. So
-    the group, and the model that holds on to it, go while Python is alive.
-    After an exception nothing is taken down, as other processes may be waiting.
+    A gloo group has threads that may still hold tensors. If such a thread frees them while the interpreter ends, the
+    process aborts (``terminate called without an active exception``) although the run is done and saved. Therefore
+    the group, and the model that refers to it, are destroyed before. After an exception nothing is destroyed, as
+    other processes may be waiting.
 
     Args:
         cfg: whole config.
         action: method of the runner.
         compile_model: compile backbone and decode head.
+        allow_partial: test a model even if the checkpoint has too few tensors for it, or of other shapes.
+
+    Raises:
+        ValueError: as :func:`~.checks.check_run`, :func:`~.checks.registry_errors` and
+            :class:`~.hooks.RequireAllWeightsHook`.
+        OSError: as :func:`~.checks.check_run`.
     """
+    check_run(cfg)
     _use_cpu_group(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    if compile_model:
-        compile_parts(runner.model)
-    getattr(runner, action)()
+    with registry_errors(cfg):
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        if action == 'test' and not allow_partial:
+            runner.register_hook(RequireAllWeightsHook())  # not in the config, which is kept in the work dir
+        if compile_model:
+            compile_parts(runner.model)
+        getattr(runner, action)()
     if dist.is_initialized():
-        dist.barrier()  # a slower process may still be reading from this one
+        dist.barrier()  # another process may still be reading from this one
         dist.destroy_process_group()
         del runner
         gc.collect()

@@ -1,4 +1,4 @@
-"""Mixed precision and compilation, as options of a config or a run."""
+"""Turn on mixed precision and compilation, in a config or a model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
@@ -19,36 +19,35 @@ DTYPES = {'fp16': 'float16', 'bf16': 'bfloat16'}
 
 @OPTIM_WRAPPERS.register_module()
 class CpuAmpOptimWrapper(OptimWrapper):
-    """bfloat16 autocast on a CPU, where mmengine's ``AmpOptimWrapper`` refuses to run.
+    """Train under bfloat16 autocast on a CPU, where mmengine's ``AmpOptimWrapper`` refuses to run.
 
-    Args: as ``OptimWrapper``.
+    The arguments are those of ``OptimWrapper``.
     """
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Compute the forward pass under autocast."""
         with super().optim_context(model), torch.autocast('cpu', torch.bfloat16):
             yield
 
 
 def cpu_has_bfloat16() -> bool:
-    """Are bfloat16 matrix products faster than float32 ones here?"""
+    """Return whether bfloat16 matrix products are faster than float32 ones on this CPU."""
     return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def enable_amp(cfg: Config, precision: str | None = None) -> None:
     """Train in mixed precision.
 
-    On a GPU with mmengine's ``AmpOptimWrapper`` (loss scaling for fp16 only),
-    on a CPU with :class:`CpuAmpOptimWrapper`.
+    A GPU uses mmengine's ``AmpOptimWrapper`` (loss scaling for fp16 only), a CPU :class:`CpuAmpOptimWrapper`.
 
     Args:
-        cfg: whole config.
-        precision: ``'fp16'`` or ``'bf16'``; default fp16 on a GPU (as mmseg's
-            ``--amp``) and bf16 on a CPU.
+        cfg: whole config; ``optim_wrapper`` is changed.
+        precision: ``'fp16'`` or ``'bf16'``; default: fp16 on a GPU (as mmseg's ``--amp``), bf16 on a CPU.
 
     Raises:
-        ValueError: fp16 without a GPU, bf16 on a CPU without instructions for
-            it, or an optimizer wrapper of another kind.
+        ValueError: fp16 without a GPU, bf16 on a CPU without instructions for it, or an ``optim_wrapper`` of another
+            type.
     """
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
@@ -62,7 +61,7 @@ def enable_amp(cfg: Config, precision: str | None = None) -> None:
         return
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
     cfg.optim_wrapper.dtype = DTYPES[precision]
-    # bfloat16 has the range of float32
+    # bfloat16 has the range of float32 and needs no loss scaling.
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic' if precision == 'fp16' else 1.0)
 
 
@@ -70,11 +69,14 @@ def check_cpu_precision(precision: str) -> None:
     if precision == 'fp16':
         raise UserError('--amp-dtype fp16 needs a GPU, found none; bf16 runs on CPUs')
     if not cpu_has_bfloat16():
-        raise UserError('--amp: this CPU has no instructions for bfloat16, it would be slower than float32')
+        raise UserError('--amp: this CPU has no instructions for bfloat16, which would be slower than float32')
 
 
 def enable_test_amp(cfg: Config) -> None:
-    """Test under autocast: fp16 on a GPU, bf16 on a CPU, by mmengine's test loop.
+    """Test under autocast: fp16 on a GPU, bf16 on a CPU.
+
+    Args:
+        cfg: whole config; ``test_cfg`` is changed.
 
     Raises:
         ValueError: a CPU without instructions for bfloat16.
@@ -84,17 +86,25 @@ def enable_test_amp(cfg: Config) -> None:
     cfg.test_cfg.fp16 = True
 
 
+def segmentor_of(model: Any) -> Any:
+    """Return the segmentor inside the wrappers for several processes and for test-time augmentation, if there are any.
+
+    Args:
+        model: of a runner.
+    """
+    model = model.module if is_model_wrapper(model) else model
+    return model.module if isinstance(model, BaseTTAModel) else model
+
+
 def compile_parts(model: Any) -> None:
     """Compile the backbone and the decode head of a model, in place; state_dict keys stay as they are.
 
-    Not the whole model: around these parts stand loops over windows and data
-    samples that would only break the graph.
+    The rest of the model loops over windows and data samples, which would only break the graph.
 
     Args:
-        model: a segmentor, also below DDP or test-time augmentation.
+        model: as :func:`segmentor_of`.
     """
-    model = model.module if is_model_wrapper(model) else model
-    model = getattr(model, 'module', model)
+    model = segmentor_of(model)
     model.backbone.compile()
-    # mmseg calls forward() of a head by name, which Module.compile() would not reach
+    # mmseg calls forward() of a head by name, which Module.compile() would not reach.
     model.decode_head.forward = torch.compile(model.decode_head.forward)

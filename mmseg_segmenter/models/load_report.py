@@ -22,7 +22,11 @@ def report_loading(model: nn.Module) -> None:
 
     Logs one line at INFO if all tensors were used and none was missing. Otherwise logs WARNINGs that name each key that
     only the checkpoint has, that only the model has, or whose shape differs (with both shapes).
+    A second call for the same model does nothing.
     """
+    if '_not_loaded' in model.__dict__:
+        return
+    model.__dict__['_not_loaded'] = '', []
     model.register_load_state_dict_pre_hook(_begin)
     model.register_load_state_dict_post_hook(_end)
 

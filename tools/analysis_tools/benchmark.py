@@ -3,8 +3,6 @@
 
 import argparse
 
-from mmengine.config import DictAction
-
 
 def size(text: str) -> tuple[int, int]:
     height, _, width = text.partition('x')
@@ -25,17 +23,21 @@ def main() -> None:
     parser.add_argument('--no-memory', action='store_true', help='leave out the peak memory, which runs each once more')
     parser.add_argument('--json', help='file for machine, versions and all figures')
     parser.add_argument('--plot', help='PNG of time and memory against image size')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override config entries')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action='extend', metavar='KEY=VALUE', help='override config entries'
+    )
     args = parser.parse_args()
 
+    from mmseg_segmenter import engine
     from mmseg_segmenter.analysis import benchmark
     from mmseg_segmenter.command_line import errors_in_one_line
 
     benchmark.prepare()
     with errors_in_one_line():
+        options = engine.parse_options(args.cfg_options)
         if args.mode == 'loader':
             for config in args.configs:
-                times = benchmark.loader(config, args.cfg_options)
+                times = benchmark.loader(config, options)
                 total = sum(ms for _, ms in times)
                 print(f'{config}: {1e3 / total:.1f} images/s for one worker')
                 for name, ms in times:
@@ -51,9 +53,7 @@ def main() -> None:
                     models = [
                         side
                         for config in args.configs
-                        for side in benchmark.contenders(
-                            config, [args.vs] if args.vs else [], classes, args.cfg_options
-                        )
+                        for side in benchmark.contenders(config, [args.vs] if args.vs else [], classes, options)
                     ]
                     benchmark.compare(case, models, args.repeat, not args.no_memory, peak)
                     records.append(benchmark.record(case, models))

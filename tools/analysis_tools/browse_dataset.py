@@ -3,8 +3,6 @@
 
 import argparse
 
-from mmengine.config import DictAction
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -16,7 +14,9 @@ def main() -> None:
     parser.add_argument('--seed', type=int, default=0, help='of choice and augmentation (default: 0)')
     parser.add_argument('--original', action='store_true', help='put the image as it is in its file first')
     parser.add_argument('--side', type=int, default=256, help='longer side of a picture in pixels (default: 256)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override config entries')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action='extend', metavar='KEY=VALUE', help='override config entries'
+    )
     args = parser.parse_args()
 
     from mmseg_segmenter import engine

@@ -3,8 +3,6 @@
 
 import argparse
 
-from mmengine.config import DictAction
-
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -19,7 +17,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--columns', type=int, default=1, help='samples beside each other (default: 1)')
     parser.add_argument('--seed', type=int, default=0, help='of the choice (default: 0)')
     parser.add_argument('--side', type=int, default=256, help='longer side of a picture in pixels (default: 256)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override config entries')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action='extend', metavar='KEY=VALUE', help='override config entries'
+    )
     args = parser.parse_args()
     if (args.checkpoint is None) == (args.predictions is None):
         parser.error('give either a checkpoint or --predictions DIR')

@@ -4,8 +4,6 @@
 import argparse
 import sys
 
-from mmengine.config import DictAction
-
 
 def main() -> int:
     parser = argparse.ArgumentParser(
@@ -15,7 +13,9 @@ def main() -> int:
     parser.add_argument('--workers', type=int, help='processes (default: one for each core)')
     parser.add_argument('--json', metavar='FILE', help='write all of it, with up to 1000 files for each problem')
     parser.add_argument('--plot', metavar='FILE', help='PNG of the class frequencies')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override config entries')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action='extend', metavar='KEY=VALUE', help='override config entries'
+    )
     args = parser.parse_args()
 
     from mmengine.registry import init_default_scope

@@ -3,8 +3,6 @@
 
 import argparse
 
-from mmengine.config import DictAction
-
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -18,7 +16,9 @@ def parse_args() -> argparse.Namespace:
         '--sort', choices=['class', 'iou', 'share'], default='class', help='table: worst, or most frequent, first'
     )
     parser.add_argument('--work-dir', help='folder for the log (default: work_dirs/<config name>)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override config entries')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action='extend', metavar='KEY=VALUE', help='override config entries'
+    )
     args = parser.parse_args()
     if (args.checkpoint is None) == (args.predictions is None):
         parser.error('give either a checkpoint or --predictions DIR')
