@@ -21,13 +21,13 @@ demo: venv ## Train, resume and evaluate a small model on generated images
 	PATH="$(CURDIR)/$(BIN):$$PATH" tools/demo.sh
 
 quick: lint ## Lint and run the fastest tests (under 90 seconds)
-	$(PYTEST) -m 'not slow' tests/models tests/datasets tests/engine
+	$(PYTEST) -m 'not slow' tests/models tests/datasets tests/engine tests/evaluation
 
 test: lint ## Lint and run all tests but the slow ones (under 10 minutes on 2 cores)
 	$(PYTEST) -m 'not slow'
 
-slow: venv ## Run the slow tests
-	$(PYTEST) -m slow
+slow: venv ## Run the slow tests, one after the other
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
 
 lint: venv ## Check style, types, spelling and shell scripts
 	$(BIN)/ruff check
