@@ -93,6 +93,12 @@ def _check_zip(file: IO[bytes], size: int) -> Format:
         members = {member.filename: member for member in archive.infolist()}
         if len(members) < len(archive.infolist()):
             raise DamagedError('two members have the same name')
+        # Nobody writes comments. A damaged length of one hides the members that follow.
+        if archive.comment or any(member.comment for member in members.values()):
+            raise DamagedError('its list of members is damaged')
+        # torch leaves the memory for a member uninitialised if it has the attribute of a folder.
+        if any(member.is_dir() or member.external_attr & 0x10 for member in members.values()):
+            raise DamagedError('one of its members is a folder')
         packed, unpacked = (sum(getattr(m, kind) for m in members.values()) for kind in ('compress_size', 'file_size'))
         if packed > size or unpacked > max(_MOST_UNPACKED * size, _SMALL):
             raise DamagedError(f'its members are {unpacked:,} bytes by their own account')
