@@ -146,7 +146,10 @@ def _check_torch_zip(archive: zipfile.ZipFile, folder: str, members: dict[str, z
 def _check_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
     with archive.open(member) as content:
         version = np.lib.format.read_magic(content)
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        read_header: dict[tuple[int, int], Any] = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
         shape, _, dtype = read_header[version](content)
         declared, found = math.prod(shape) * dtype.itemsize, member.file_size - content.tell()
     if declared != found and not dtype.hasobject:  # a pickled object has a length of its own; reading refuses it

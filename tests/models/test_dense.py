@@ -11,9 +11,9 @@ def apply(axis_map, values):
 
 
 @pytest.mark.parametrize('align_corners', [False, True])
-@pytest.mark.parametrize('n_in, n_out', [(4, 64), (5, 5), (7, 45), (45, 7), (1, 9), (9, 1), (33, 527)])
+@pytest.mark.parametrize(('n_in', 'n_out'), [(4, 64), (5, 5), (7, 45), (45, 7), (1, 9), (9, 1), (33, 527)])
 # in float32 a position near 33 is good to 2e-6, times the slope
-@pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_linear_is_torchs_interpolation(n_in, n_out, align_corners, dtype, tolerance):
     values = torch.randn(1, 3, n_in, dtype=dtype)
     expected = F.interpolate(values, n_out, mode='linear', align_corners=align_corners)
@@ -38,7 +38,7 @@ def test_dense_leaves_out_unused_inputs():
 
 
 @pytest.mark.parametrize(
-    'length, window, stride', [(100, 40, 30), (100, 40, 13), (40, 40, 40), (41, 40, 40), (10, 40, 7)]
+    ('length', 'window', 'stride'), [(100, 40, 30), (100, 40, 13), (40, 40, 40), (41, 40, 40), (10, 40, 7)]
 )
 @pytest.mark.parametrize('cells', [8, None], ids=['interpolated', 'pixels'])
 def test_windows_are_averaged(length, window, stride, cells):
@@ -60,7 +60,7 @@ def test_windows_are_averaged(length, window, stride, cells):
     torch.testing.assert_close(apply(to_image, inputs), total / count, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize('window, stride', [(64, 64), (64, 40), (64, 1), (5, 3)])
+@pytest.mark.parametrize(('window', 'stride'), [(64, 64), (64, 40), (64, 1), (5, 3)])
 def test_window_starts_are_the_official_ones(window, stride):
     for length in range(window, 200):
         official = [i for i in range(0, length, stride) if i < length - window] + [length - window]

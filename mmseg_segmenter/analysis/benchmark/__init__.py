@@ -1,10 +1,10 @@
 """Measure models side by side: same weights, same data, one process, taking turns."""
 
 from .cases import DTYPES, MODES, Case, Contender, contenders, load_config
-from .measure import compare, float32_products, machine, matmul_peak, timed
+from .measure import compare, machine, matmul_peak, timed
 from .pipeline import loader
 from .report import plot, record, table, write_json
-from .workload import Workload, prepare
+from .workload import Workload, float32_products, prepare
 
 __all__ = [
     'DTYPES',

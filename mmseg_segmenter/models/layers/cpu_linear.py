@@ -32,7 +32,7 @@ def cpu_linear(x_BNC: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         or torch.is_grad_enabled()
         or torch.is_autocast_enabled('cpu')
         or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         or not prefers_onednn()
     ):
         return F.linear(x_BNC, weight, bias)

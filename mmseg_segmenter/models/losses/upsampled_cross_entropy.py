@@ -35,7 +35,9 @@ def upsampled_cross_entropy(
         The sum, and how many pixels have the highest logit at their label.
     """
     with_gradient = torch.is_grad_enabled() and logits.requires_grad
-    return _UpsampledCrossEntropy.apply(logits, labels, class_weight, ignore_index, align_corners, with_gradient)
+    return _UpsampledCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        logits, labels, class_weight, ignore_index, align_corners, with_gradient
+    )
 
 
 class _UpsampledCrossEntropy(torch.autograd.Function):
