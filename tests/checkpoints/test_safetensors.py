@@ -1,15 +1,25 @@
 """``.safetensors`` files: like the .pth, or one line about what is wrong."""
 
+import functools
+import json
 import os
 import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from mmengine.runner import Runner
+from mmseg.apis import init_model
+from mmseg.registry import MODELS
 from safetensors.torch import save_file
+from zoo import CONFIGS, read_config, shrink, shrink_images
 
 from mmseg_segmenter import SegmenterViT
 from mmseg_segmenter.checkpoints import convert
 from mmseg_segmenter.checkpoints.formats import timm
+from mmseg_segmenter.checkpoints.read import read
+from mmseg_segmenter.errors import UserError
 
 MODEL = dict(img_size=32, patch_size=8, embed_dims=32, num_layers=2, num_heads=2, final_norm=True)
 
@@ -65,3 +75,103 @@ def test_without_the_package(tmp_path, state, monkeypatch):
         convert.command_line('', [str(tmp_path / 'a.safetensors'), str(tmp_path / 'out.pth')])
     (line,) = str(stop.value.code).splitlines()
     assert line.endswith(f'{tmp_path}/a.safetensors: run pip install safetensors to read it')
+
+
+# By every way that takes a checkpoint
+
+
+def timm_state():
+    model = SegmenterViT(**MODEL)
+    for param in model.parameters():
+        torch.nn.init.normal_(param)
+    return model.state_dict(), timm.from_mmseg(model.state_dict()) | {'head.weight': torch.zeros(3, 32)}
+
+
+def initialised(checkpoint):
+    model = SegmenterViT(**MODEL, init_cfg=dict(type='Pretrained', checkpoint=str(checkpoint)))
+    model.init_weights()
+    return model.state_dict()
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize('layout', ['mmseg', 'timm'])
+def test_init_cfg(tmp_path, layout):
+    ours, theirs = timm_state()
+    save_file(theirs if layout == 'timm' else dict(ours), tmp_path / 'a.safetensors')
+    assert_same(initialised(tmp_path / 'a.safetensors'), ours)
+
+
+def shards(folder, tensors, **changes):
+    """Write tensors to two files and an index of them, as the Hugging Face libraries do."""
+    keys = sorted(tensors)
+    names = {key: f'model-{1 + i % 2:05}-of-00002.safetensors' for i, key in enumerate(keys)}
+    for name in set(names.values()):
+        save_file({key: tensors[key] for key in keys if names[key] == name}, folder / name)
+    index = folder / 'model.safetensors.index.json'
+    index.write_text(json.dumps(dict(metadata=dict(total_size=1), weight_map={**names, **changes})))
+    return index
+
+
+def test_shards(tmp_path):
+    ours, theirs = timm_state()
+    assert_same(initialised(shards(tmp_path, theirs)), ours)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'head.bias': 'model-00003-of-00003.safetensors'}, 'model-00003-of-00003.safetensors not found'),
+        ({'head.bias': 'model-00001-of-00002.safetensors'}, r"index\.json: shard .* has no tensor 'head\.bias'"),
+        ({'head.bias': '../other.safetensors'}, r"shard '\.\./other\.safetensors'; expected the name of a file beside"),
+        ({'head.bias': 'model.safetensors.index.json'}, 'expected the name of a file beside the index'),
+        ({'head.bias': 3}, 'JSON without a "weight_map" of file names'),
+    ],
+)
+def test_shards_that_do_not_fit_the_index(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        read(str(shards(tmp_path, timm_state()[1], **changes)))
+
+
+def test_urls(tmp_path, monkeypatch):
+    monkeypatch.setenv('MMSEG_SEGMENTER_CACHE', str(tmp_path / 'cache'))
+    monkeypatch.setenv('no_proxy', '127.0.0.1')
+    ours, theirs = timm_state()
+    (tmp_path / 'served').mkdir()
+    save_file(theirs, tmp_path / 'served' / 'vit.safetensors')
+    shards(tmp_path / 'served', theirs)
+    handler = functools.partial(QuietHandler, directory=str(tmp_path / 'served'))
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        for name in ('vit.safetensors', 'model.safetensors.index.json'):
+            assert_same(initialised(f'http://127.0.0.1:{server.server_port}/{name}'), ours)
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def test_init_model_and_load_from(tmp_path):
+    """A whole segmentor, in mmseg's layout."""
+    cfg = shrink(shrink_images(read_config(CONFIGS / 'segmenter/segmenter_vit-t_mask_8xb1-160k_ade20k-512x512.py')))
+    model = MODELS.build(cfg.model)
+    for param in model.parameters():
+        torch.nn.init.normal_(param)
+    path = str(tmp_path / 'a.safetensors')
+    save_file(model.state_dict(), path)
+    assert_same(init_model(cfg, path, device='cpu').state_dict(), model.state_dict())
+    runner = Runner(cfg.model, work_dir=str(tmp_path), load_from=path, default_scope='mmseg', experiment_name='a')
+    runner.load_or_resume()
+    assert_same(runner.model.state_dict(), model.state_dict())
+
+
+def test_layout_that_is_not_known_is_named(tmp_path):
+    theirs = timm_state()[1]
+    del theirs['blocks.1.norm2.weight']
+    save_file(theirs, tmp_path / 'a.safetensors')
+    with pytest.raises(UserError, match=r'a\.safetensors: cannot convert, keys missing: blocks\.1\.norm2\.weight'):
+        initialised(tmp_path / 'a.safetensors')
