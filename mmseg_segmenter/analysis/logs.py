@@ -1,4 +1,4 @@
-"""Curves from the scalars that mmengine's runner writes."""
+"""Plot training curves from the scalars that mmengine's runner writes."""
 
 import glob
 import itertools
@@ -21,60 +21,58 @@ _COUNTERS = ('iter', 'step', 'epoch')
 
 @dataclass
 class TrainingLog:
-    """What was logged in one training, resumed ones included.
+    """Values logged in one training, including its resumptions.
 
     Attributes:
-        label: for the legend.
-        train: values by iteration (counted from 1) and key.
-        val: the same, of validations.
+        label: name of the run, for the legend.
+        train: values of the training by iteration (from 1) and key.
+        val: values of the validations, likewise.
     """
 
     label: str
     train: dict[int, dict[str, float]] = field(default_factory=dict)
     val: dict[int, dict[str, float]] = field(default_factory=dict)
 
-    def keys(self) -> set[str]:
+    def logged_keys(self) -> set[str]:
+        """Return the keys of all values."""
         return {key for part in (self.train, self.val) for values in part.values() for key in values}
 
-    def has(self, key: str) -> bool:
-        return key in self.keys()
-
     def validated(self, key: str) -> bool:
-        """Is it logged in validations?"""
+        """Return whether a key is logged in validations."""
         return any(key in values for values in self.val.values())
 
     def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-        """(N,) iterations and (N,) values of a key; validations if they have it, else training."""
+        """Return (N,) iterations and (N,) values of a key, from validations if they have it, else from training."""
         part = self.val if self.validated(key) else self.train
         points = [(step, values[key]) for step, values in sorted(part.items()) if key in values]
         return np.array([p[0] for p in points], np.int64), np.array([p[1] for p in points], np.float64)
 
 
 def read_run(path: str, label: str) -> TrainingLog:
-    """Read a work dir or one file.
+    """Read the log of a training from a work dir or a file.
 
-    A resumed training has a folder for each start. They are joined in order;
-    what a start logged at and after the first iteration of the next one was
-    lost with the checkpoint that the next one resumed from, and is left out.
+    A resumed training has one folder per start. They are joined in order.
+    Values that a start logged after the checkpoint from which the next one
+    resumed are left out, because the next start computed them again.
 
     Args:
         path: work dir, one of its timestamp folders, or a file such as
             ``scalars.json``.
-        label: for the legend.
+        label: name of the run, for the legend.
 
     Raises:
-        FileNotFoundError: nothing there.
-        ValueError: a line before the last is damaged, or nothing was logged;
-            names file and line.
+        FileNotFoundError: there is no log.
+        UserError: nothing was logged, or a line before the last is damaged;
+            names the file and the line.
     """
     run = TrainingLog(label)
     for file in _files(path):
         train, val = _read_file(file)
         if not (train or val):
-            continue  # stopped before the first line was due
+            continue  # this start ended before it logged anything
         first = min([*train, *val])
         for part, new in ((run.train, train), (run.val, val)):
-            # a validation at the last iteration before `first` was on the way there
+            # Validations before `first` are kept: the next start did not repeat them.
             for step in [step for step in part if step >= first]:
                 del part[step]
             part.update(new)
@@ -89,7 +87,7 @@ def _files(path: str) -> list[str]:
     if not os.path.isdir(path):
         raise MissingFileError(f'{path} not found (working directory: {os.getcwd()})')
     for pattern in ('*/vis_data/scalars.json', 'vis_data/scalars.json', 'scalars.json'):
-        # folders are named by the time of the start, so that names are in order
+        # Folders are named after the time of the start, so sorting by name is sorting by time.
         if files := sorted(glob.glob(os.path.join(glob.escape(path), pattern))):
             return files
     raise MissingFileError(f'{path}: no */vis_data/scalars.json in it; expected the work dir of a training')
@@ -107,8 +105,8 @@ def _read_file(path: str) -> tuple[dict[int, dict[str, float]], dict[int, dict[s
             last = step
             train[step] = values
         else:
-            # Logged by epoch (LoggerHook's log_metric_by_epoch, mmengine's default), `step` counts epochs; the
-            # validation came after the last training line.
+            # With log_metric_by_epoch of LoggerHook (mmengine's default), `step` of a validation is the epoch. The
+            # validation took place after the last training line.
             step = max(step, last)
             val[step] = {k: v for k, v in values.items() if k not in ('time', 'data_time')}
     return train, val
@@ -124,20 +122,23 @@ def _records(path: str) -> Iterable[dict[str, object]]:
                 raise UserError(f'expected an object, found {type(record).__name__}')
         except ValueError as error:
             if number == lines[-1][0]:
-                return  # the run was killed while it wrote
-            raise UserError(f'{path}, line {number}: not a line of scalars ({error})') from None
+                return  # the run was killed while it wrote the line
+            raise UserError(f'{path}, line {number}: expected scalars as JSON ({error})') from None
         yield record
 
 
 def smooth(values: np.ndarray, weight: float) -> np.ndarray:
-    """Mean over the neighbours on both sides, weighted ``weight ** distance``.
+    """Smooth values with weights ``weight ** distance`` on both sides.
 
-    An exponential moving average as TensorBoard's looks back only and so lags
-    behind a falling loss.
+    The exponential moving average of TensorBoard uses past values only, and
+    therefore lags behind a falling loss.
 
     Args:
         values: (N,); NaN and infinity do not count and leave a gap.
-        weight: of the next neighbour, in [0, 1).
+        weight: weight of the direct neighbours, in [0, 1).
+
+    Returns:
+        (N,) weighted means.
     """
     finite = np.isfinite(values)
     known, counts = np.where(finite, values, 0.0), finite.astype(np.float64)
@@ -146,12 +147,12 @@ def smooth(values: np.ndarray, weight: float) -> np.ndarray:
 
 
 def _decayed(values: np.ndarray, weight: float) -> np.ndarray:
-    """Sums over a value and those before it, weighted ``weight ** distance``."""
+    """Return the sum of each value and those before it, weighted with ``weight ** distance``."""
     return np.array(list(itertools.accumulate(values, lambda total, value: weight * total + value)))
 
 
 def run_names(paths: Sequence[str]) -> list[str]:
-    """A name for each run: its folder, with as much of the path as tells them apart.
+    """Return a name for each run: its folder, with as much of the path as makes the names differ.
 
     Args:
         paths: as :func:`read_run`.
@@ -175,37 +176,38 @@ def analyze(
     names: Sequence[str] | None = None,
     weight: float = 0.6,
 ) -> str:
-    """Draw curves of runs into ``out.png`` and write the values to ``out.csv``, both or none.
+    """Plot curves of runs to ``out.png`` and write their values to ``out.csv``, both or none.
 
     Args:
-        paths: as :func:`read_run`.
-        out: with or without ``.png``.
-        keys: what to draw; default loss, lr and mIoU as far as logged.
-        names: of the runs.
-        weight: of :func:`smooth`, for what is logged in training but the
+        paths: work dirs or files, as in :func:`read_run`.
+        out: name of the files, with or without ``.png``.
+        keys: keys to plot, by default those of loss, lr and mIoU that were
+            logged.
+        names: names of the runs, by default :func:`run_names`.
+        weight: weight of :func:`smooth` for training values other than the
             learning rate; 0 draws no smoothed line.
 
     Returns:
-        A line for each run: iterations, last loss, last and best mIoU (of the
-        validation keys drawn).
+        A line per run: its iterations, and the last value of each key, with
+        the highest one for validations.
 
     Raises:
         FileNotFoundError: a run does not exist.
-        ValueError: as :func:`read_run`; no run has a key; an argument is out
-            of range.
-        OSError: cannot write there.
+        UserError: a log is damaged or empty, no run has a key, or an argument
+            is out of range.
+        OSError: a file cannot be written.
     """
     if not 0 <= weight < 1:
         raise UserError(f'weight={weight}; expected 0 <= weight < 1')
     if names is not None and (len(names) != len(paths) or len(set(names)) != len(names)):
-        raise UserError(f'{len(paths)} runs, labels {", ".join(names)}; expected one for each, all different')
+        raise UserError(f'{len(paths)} runs, labels {", ".join(names)}; expected one label per run, all different')
     if len(set(map(os.path.abspath, paths))) != len(paths):
-        raise UserError(f'the same run twice in {" ".join(paths)}')
-    out = out.removesuffix('.png')  # that the other tools want
+        raise UserError(f'runs {" ".join(paths)}; expected different ones')
+    out = out.removesuffix('.png')
     if os.path.isdir(out) or not os.path.basename(out):
-        raise UserError(f'out={out} is a folder; expected the beginning of a file name')
+        raise UserError(f'out={out} is a folder; expected the name of a file')
     runs = [read_run(path, name) for path, name in zip(paths, names or run_names(paths), strict=True)]
-    found = set().union(*(run.keys() for run in runs))
+    found = set().union(*(run.logged_keys() for run in runs))
     if keys is None:
         keys = [key for key in DEFAULT_KEYS if key in found]
         if not keys:
@@ -213,7 +215,8 @@ def analyze(
     if unknown := [key for key in keys if key not in found]:
         raise UserError(f'key {", ".join(unknown)} was not logged; found {", ".join(sorted(found))}')
     panels = {
-        key: [_curve(run, key, number, weight) for number, run in enumerate(runs) if run.has(key)] for key in keys
+        key: [_curve(run, key, number, weight) for number, run in enumerate(runs) if key in run.logged_keys()]
+        for key in keys
     }
     folder, stem = os.path.split(out)
     writers = {
@@ -232,7 +235,7 @@ def _curve(run: TrainingLog, key: str, number: int, weight: float) -> plots.Curv
 
 
 def _table(runs: Sequence[TrainingLog], keys: Sequence[str]) -> list[list[object]]:
-    """A line for each run and iteration."""
+    """Return a header, and a row per run and iteration."""
     rows: list[list[object]] = [['run', 'iteration', *keys]]
     for run in runs:
         series = [dict(zip(*map(np.ndarray.tolist, run.series(key)), strict=True)) for key in keys]

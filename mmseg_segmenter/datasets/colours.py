@@ -1,9 +1,10 @@
-"""From masks with a colour per class to label maps."""
+"""Convert masks with a colour per class to label maps."""
 
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from mmengine.fileio import list_dir_or_file
@@ -18,15 +19,16 @@ IGNORED = 255
 
 
 def read_palette(path: str) -> dict[Colour, int]:
-    """Colours and the labels that they stand for.
+    """Read the label of each colour from a file.
 
-    One line for each colour, ``R G B [LABEL] [name]``. Lines without a label
-    count up from 0; the name ``ignore`` stands for label 255. Several colours
-    may have the same label. ``#`` starts a comment.
+    Each line is ``R G B [LABEL] [name]``. Colours without a label get 0, 1, ...
+    in order, or 255 if their name is ``ignore``. Several colours may have the
+    same label. ``#`` starts a comment.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: names the line that is no colour.
+        FileNotFoundError: the file does not exist.
+        UserError: a line is not a colour, or a colour is repeated; names the
+            line.
     """
     if not os.path.isfile(path):
         raise MissingFileError(f'palette {path} not found (working directory: {os.getcwd()})')
@@ -42,7 +44,7 @@ def read_palette(path: str) -> dict[Colour, int]:
             raise UserError(f'{path}, line {number}: {" ".join(words)!r}; expected R G B [LABEL] [name], each 0 to 255')
         colour = (values[0], values[1], values[2])
         if colour in palette:
-            raise UserError(f'{path}, line {number}: colour {colour} is there twice')
+            raise UserError(f'{path}, line {number}: colour {colour} occurs twice')
         if len(values) > 3:
             palette[colour] = values[3]
         elif 'ignore' in words[3:]:
@@ -50,31 +52,31 @@ def read_palette(path: str) -> dict[Colour, int]:
         else:
             palette[colour], counted = counted, counted + 1
     if not palette:
-        raise UserError(f'{path}: no colours, expected lines of R G B [LABEL] [name]')
+        raise UserError(f'{path}: found no colours, expected lines of R G B [LABEL] [name]')
     return palette
 
 
 def mask_files(folder: str) -> list[str]:
-    """Paths of the images in a folder, relative to it, sorted.
+    """Return the sorted paths of the images in a folder, relative to it.
 
     Raises:
-        FileNotFoundError: no such folder.
-        ValueError: there are none.
+        FileNotFoundError: the folder does not exist.
+        UserError: it has no images.
     """
     if not os.path.isdir(folder):
         raise MissingFileError(f'folder {folder} not found (working directory: {os.getcwd()})')
     names = list_dir_or_file(folder, list_dir=False, recursive=True)
     found = sorted(name for name in names if name.lower().endswith(IMAGE_SUFFIXES))
     if not found:
-        raise UserError(f'{folder}: no masks, expected files {", ".join(IMAGE_SUFFIXES)}')
+        raise UserError(f'{folder}: found no masks, expected files that end in {", ".join(IMAGE_SUFFIXES)}')
     return found
 
 
 def read_colours(path: str) -> np.ndarray:
-    """(H, W, 3) uint8, RGB; grey and palette masks too, transparency is left out.
+    """Return a mask as (H, W, 3) uint8 RGB. Grey and palette masks are converted, transparency is dropped.
 
     Raises:
-        ValueError: not an image, or cut short; names the file.
+        UserError: the file is not an image or is truncated; names the file.
     """
     try:
         with Image.open(path) as image:
@@ -86,12 +88,14 @@ def read_colours(path: str) -> np.ndarray:
 
 
 def count_colours(folder: str) -> list[tuple[Colour, int, int]]:
-    """The colours in the masks of a folder.
+    """Count the colours in the masks of a folder.
 
     Returns:
-        (colour, pixels, masks that have it), the most frequent first.
+        Colour, number of pixels and number of masks that have it; the most
+        frequent colour comes first.
 
-    Raises: as :func:`mask_files` and :func:`read_colours`.
+    Raises:
+        Exception: as :func:`mask_files` and :func:`read_colours`.
     """
     pixels: Counter[int] = Counter()
     masks: Counter[int] = Counter()
@@ -103,20 +107,20 @@ def count_colours(folder: str) -> list[tuple[Colour, int, int]]:
 
 
 def to_labels(image: np.ndarray, palette: dict[Colour, int], tolerance: int = 0) -> np.ndarray:
-    """Labels of the colours of an image.
+    """Map the colours of an image to labels.
 
     Args:
         image: (H, W, 3) uint8, RGB.
         palette: label of each colour.
-        tolerance: a colour counts as the nearest of the palette that differs
-            by no more than this in each channel.
+        tolerance: a colour may differ from the palette by this much in each
+            channel. It gets the label of the nearest colour.
 
     Returns:
         (H, W) uint8.
 
     Raises:
-        ValueError: a colour that is not in the palette; how many pixels have
-            it, and where the first is.
+        UserError: a colour is not in the palette; says how many pixels have it
+            and where the first one is.
     """
     packed, inverse = np.unique(pack_colours(image), return_inverse=True)
     colours = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(np.int16)  # (n, 3)
@@ -146,16 +150,16 @@ def convert(
     rename: Sequence[str] | None = None,
     force: bool = False,
 ) -> int:
-    """Write a label map, one channel of 8 bits as PNG, for each mask in a folder: all of them or none.
+    """Convert all masks of a folder to label maps, single-channel 8-bit PNGs: all of them or none.
 
     Args:
         source: folder of masks.
-        destination: folder for the label maps, which keep the names of the
-            masks before the suffix.
+        destination: folder for the label maps. They are named like the masks,
+            except for the suffix.
         palette: label of each colour.
-        tolerance: as :func:`to_labels`.
-        rename: regular expression and replacement for the name before the
-            suffix, as ``re.sub``.
+        tolerance: as in :func:`to_labels`.
+        rename: regular expression and replacement for the name without the
+            suffix, as in ``re.sub``.
         force: replace existing files.
 
     Returns:
@@ -163,57 +167,59 @@ def convert(
 
     Raises:
         FileExistsError: a file exists and ``force`` is not set.
-        FileNotFoundError: no such folder.
-        ValueError: a mask that cannot be read, a colour that is not in the
-            palette, or two masks with the same name; names the file.
+        FileNotFoundError: the folder of masks does not exist.
+        UserError: a mask cannot be read, a colour is not in the palette, or
+            two masks get the same name; names the file.
     """
     if not 0 <= tolerance <= 255:
         raise UserError(f'tolerance={tolerance}; expected 0 to 255')
-    paths: dict[str, str] = {}
+    paths: dict[str, str] = {}  # mask of each label map
     for name in mask_files(source):
-        stem = os.path.splitext(name)[0]
-        if rename:
-            folder, base = os.path.split(stem)
-            try:
-                renamed = re.sub(rename[0], rename[1], base)
-            except (re.error, IndexError) as error:
-                raise UserError(f'rename {rename[0]!r} to {rename[1]!r}: {error}') from None
-            if not renamed or os.path.basename(renamed) != renamed:  # it could lead out of the destination
-                raise UserError(
-                    f'rename {rename[0]!r} to {rename[1]!r}: {base!r} would become {renamed!r}, expected a name '
-                    'without folders'
-                )
-            stem = os.path.join(folder, renamed)
-        target = f'{stem}.png'
+        path, target = os.path.join(source, name), _target_name(name, rename)
         if target in paths:
-            raise UserError(f'{paths[target]} and {os.path.join(source, name)} would both become {target}')
-        paths[target] = os.path.join(source, name)
-
-    def writer(path: str) -> Callable[[str], None]:
-        def write(part: str) -> None:
-            try:
-                labels = to_labels(read_colours(path), palette, tolerance)
-            except ValueError as error:
-                raise UserError(str(error) if str(error).startswith(path) else f'{path}: {error}') from None
-            os.makedirs(os.path.dirname(part), exist_ok=True)
-            Image.fromarray(labels).save(part)
-
-        return write
+            raise UserError(f'{paths[target]} and {path} would both become {target}')
+        paths[target] = path
 
     def make_folders(_: str) -> None:
         for target in paths:
             os.makedirs(os.path.dirname(os.path.join(destination, target)), exist_ok=True)
 
-    write_atomically(destination, {target: writer(path) for target, path in paths.items()}, force, make_folders)
+    writers = {target: partial(_write_labels, path, palette, tolerance) for target, path in paths.items()}
+    write_atomically(destination, writers, force, make_folders)
     return len(paths)
 
 
+def _target_name(name: str, rename: Sequence[str] | None) -> str:
+    """Return the name of the label map of a mask."""
+    folder, base = os.path.split(os.path.splitext(name)[0])
+    if rename:
+        rule = f'rename {rename[0]!r} to {rename[1]!r}'
+        try:
+            renamed = re.sub(rename[0], rename[1], base)
+        except (re.error, IndexError) as error:
+            raise UserError(f'{rule}: {error}') from None
+        if not renamed or os.path.basename(renamed) != renamed:  # a path could leave the destination
+            raise UserError(f'{rule}: {base!r} would become {renamed!r}, expected a name without folders')
+        base = renamed
+    return os.path.join(folder, f'{base}.png')
+
+
+def _write_labels(mask: str, palette: dict[Colour, int], tolerance: int, path: str) -> None:
+    image = read_colours(mask)
+    try:
+        labels = to_labels(image, palette, tolerance)
+    except UserError as error:
+        raise UserError(f'{mask}: {error}') from None
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    Image.fromarray(labels).save(path)
+
+
 def pack_colours(image: np.ndarray) -> np.ndarray:
-    """(H, W) int32, one number for each colour, of (H, W, 3 or more) uint8."""
+    """Encode the colours of a (H, W, 3 or more) uint8 image as one number each, (H, W) int32."""
     wide = image.astype(np.int32)
     return wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
 
 
 def unpack_colour(value: int) -> Colour:
-    """The colour of a number of :func:`pack_colours`."""
+    """Decode a number of :func:`pack_colours`."""
     return value >> 16, value >> 8 & 255, value & 255

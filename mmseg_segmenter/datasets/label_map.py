@@ -1,4 +1,4 @@
-"""Load label maps that mmseg's ``LoadAnnotations`` cannot hold: 16 bit, and values that are not class numbers."""
+"""Load label maps of 16 bits, and label maps whose values are not class numbers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,28 +14,29 @@ from ..errors import UserError
 
 @TRANSFORMS.register_module()
 class LoadLabelMap(LoadAnnotations):
-    """``LoadAnnotations`` for any values of up to 16 bits.
+    """Load label maps with any values of up to 16 bits, in place of mmseg's ``LoadAnnotations``.
 
-    mmseg's own casts labels to uint8, so that label 256 becomes 0, and takes
-    the values in the file for class numbers, so that of a binary mask of 0 and
-    255 only the background is left (255 is ignored).
+    ``LoadAnnotations`` casts labels to uint8, so that label 256 becomes 0. It
+    also takes the values in the file as class numbers, so that a binary mask
+    of 0 and 255 loses its foreground (255 is ignored).
 
-    ``reduce_zero_label`` and the label map of the dataset act as in mmseg, on
-    the class numbers, and give ``ignore_index`` where mmseg gives 255.
+    ``reduce_zero_label`` and the label map of the dataset work as in mmseg, but
+    yield ``ignore_index`` where mmseg yields 255.
 
     Args:
-        values: what the file holds for class 0, 1, ...: ``(0, 255)`` for a
-            binary mask. Default: the class numbers themselves.
+        values: values in the file that stand for class 0, 1, ..., such as
+            ``(0, 255)`` for a binary mask. By default, they are the class
+            numbers.
         ignore_index: label of pixels without a class, in the file and in the
-            result. Above 255, set it also in the other places that
-            docs/own_dataset.md lists. ``values`` come first: a class may be
-            stored as this number.
-        imdecode_backend: as ``LoadAnnotations``.
-        backend_args: as ``LoadAnnotations``.
+            result. If it is above 255, set it in the other places that
+            docs/own_dataset.md lists too. A value in ``values`` is a class
+            even if it equals this number.
+        imdecode_backend: as in ``LoadAnnotations``.
+        backend_args: as in ``LoadAnnotations``.
 
     Raises:
-        ValueError: the file does not hold one channel of integers, or one of
-            them is not in ``values``; names the file and what was found.
+        UserError: the file does not have a single channel of integers, or one
+            of them is not in ``values``; names the file and what was found.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class LoadLabelMap(LoadAnnotations):
         if stored.ndim != 2 or stored.dtype.kind not in 'iu':
             raise UserError(
                 f'{path} has shape {stored.shape} and type {stored.dtype}, expected one channel of integers; '
-                'tools/dataset_converters/rgb2labels.py makes label maps of masks with a colour per class'
+                'tools/dataset_converters/rgb2labels.py converts masks with a colour per class to label maps'
             )
         if stored.dtype.itemsize > 2 and not 0 <= stored.min() <= stored.max() < 1 << 16:
             raise UserError(f'{path} has values {stored.min()} to {stored.max()}, expected 0 to 65535')
@@ -80,12 +81,12 @@ class LoadLabelMap(LoadAnnotations):
                 f'{path}: found value {shown}; expected {", ".join(map(str, self.values))} or {self.ignore_index} '
                 '(ignored)'
             )
-        # uint8 where it suffices: a quarter of the work for the transforms that follow
+        # uint8 if it suffices, because the transforms that follow take a quarter of the time on it
         results['gt_seg_map'] = labels.astype(np.uint8 if table.max() < 256 else np.uint16)
         results['seg_fields'].append('gt_seg_map')
 
     def _table(self, reduce_zero_label: bool, label_map: dict[int, int]) -> np.ndarray:
-        """(65536,) int32: the label of each stored value, -1 if it stands for nothing."""
+        """Return a (65536,) int32 table with the label of each stored value, -1 for unknown values."""
         key = (reduce_zero_label, tuple(label_map.items()))
         if key not in self._tables:
             classes = np.arange(1 << 16, dtype=np.int32)
@@ -100,7 +101,7 @@ class LoadLabelMap(LoadAnnotations):
                 classes = classes - 1
             mapped = classes.copy()
             for old, new in label_map.items():
-                # 255 is what mmseg's datasets write for a class that is left out
+                # mmseg's datasets map classes that are left out to 255
                 mapped[classes == old] = self.ignore_index if new == 255 else new
             mapped[ignored] = self.ignore_index
             mapped[unknown] = -1

@@ -1,11 +1,11 @@
-"""A small generated dataset, for trying the whole path without a download.
+"""Generate a small dataset, to try training and evaluation without a download.
 
-Scenes of overlapping shapes on a textured ground, in ADE20K's folder layout
-and label convention: 0 is "no class" (here the outlines of the shapes), so
-``reduce_zero_label=True`` must be set, and class k is stored as k + 1.
+The images show overlapping shapes on a textured ground. Folders and labels are
+those of ADE20K: class k is stored as k + 1, and 0 means "no class" (here the
+edges of the shapes), so ``reduce_zero_label=True`` must be set.
 
-No class can be told by its colour: every fill is light or dark in any hue, the
-ground in between. Some classes are outlines with a plain fill, others are
+Colour does not reveal the class: shapes are light or dark in any hue, and the
+ground lies in between. Some classes are outlines with a plain fill, others are
 textures that appear on several outlines.
 """
 
@@ -42,7 +42,7 @@ def _cross() -> np.ndarray:
     )
 
 
-# Contours in a circle of radius 1; a second one cuts a hole.
+# Contours within a circle of radius 1; the second one is a hole.
 _OUTLINES = {
     'disc': [_regular(48)],
     'ring': [_regular(48), 0.55 * _regular(48)],
@@ -71,7 +71,7 @@ def _dotted(u: np.ndarray, v: np.ndarray, period: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ShapeClass:
-    """A class of the dataset: which outlines it has, and which fill."""
+    """A class of the dataset: the outlines and the fill of its shapes."""
 
     name: str
     outlines: tuple[str, ...] = ()
@@ -97,14 +97,14 @@ def draw_scene(rng: np.random.Generator, height: int, width: int, num_classes: i
     """Draw one labelled scene.
 
     Args:
-        rng: source of everything random.
-        height: pixels.
-        width: pixels.
-        num_classes: how many of :data:`ALL_CLASSES` to use, ground included.
+        rng: random generator.
+        height: height in pixels.
+        width: width in pixels.
+        num_classes: number of classes to use, the first of :data:`ALL_CLASSES`.
 
     Returns:
-        (H, W, 3) uint8 BGR image, and (H, W) uint8 labels: 0 no class, k + 1
-        for class k.
+        (H, W, 3) uint8 BGR image, and (H, W) uint8 labels: k + 1 for class k,
+        0 for no class.
     """
     image = _ground(rng, height, width)
     labels = np.ones((height, width), np.uint8)
@@ -116,7 +116,7 @@ def draw_scene(rng: np.random.Generator, height: int, width: int, num_classes: i
         pattern = ALL_CLASSES[index].pattern(u, v, radius * rng.uniform(0.3, 0.42))
         image[mask] = np.where(pattern[..., None], second, first)[mask]
         labels[mask] = index + 1
-        # The outline is nobody's: ADE20K's 0, which training and evaluation must ignore.
+        # Edges have no class, like label 0 of ADE20K, which training and evaluation must ignore.
         edge = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
         labels[edge] = 0
     left, right = rng.uniform(0.85, 1.15, 2).tolist()
@@ -126,7 +126,7 @@ def draw_scene(rng: np.random.Generator, height: int, width: int, num_classes: i
 
 
 def _ground(rng: np.random.Generator, height: int, width: int) -> Image:
-    """Blotches between two colours at three scales."""
+    """Draw blotches between two colours, at three scales."""
     field = np.zeros((height, width), np.float32)
     for cells in (3, 6, 12):
         coarse = rng.random((cells, cells), dtype=np.float32)
@@ -137,14 +137,14 @@ def _ground(rng: np.random.Generator, height: int, width: int) -> Image:
 
 
 def _colour(rng: np.random.Generator, darkest: float, lightest: float) -> np.ndarray:
-    """A random hue around a random grey between two levels."""
+    """Return a random hue around a random grey between two levels."""
     return (rng.uniform(darkest, lightest) + rng.uniform(-45, 45, 3)).clip(0, 255)
 
 
 def _place(
     rng: np.random.Generator, shape: ShapeClass, height: int, width: int
 ) -> tuple[Mask, np.ndarray, np.ndarray, float]:
-    """Put an outline somewhere; its mask, turned coordinates and radius."""
+    """Place an outline at random and return its mask, rotated coordinates u and v (H, W), and radius."""
     radius = rng.uniform(0.18, 0.32) * min(height, width)
     cx, cy = rng.uniform(0, width), rng.uniform(0, height)
     turn = rng.uniform(0, 2 * np.pi)
@@ -162,24 +162,25 @@ def make_shapes(
 ) -> None:
     """Write the dataset, whole or not at all.
 
-    ``images/{training,validation}/*.jpg`` and ``annotations/{training,
-    validation}/*.png``; one image in five is for validation. The same
-    arguments give the same scenes.
+    Images are in ``images/{training,validation}/*.jpg``, label maps in
+    ``annotations/{training,validation}/*.png``. One image in five is for
+    validation. The same arguments yield the same scenes.
 
     Args:
-        out_dir: folder to create; it may exist if it holds no ``images``.
-        num_images: images in all, at least 5.
+        out_dir: folder to write to. It must not contain ``images`` or
+            ``annotations``.
+        num_images: number of images, at least 5.
         size: (height, width) in pixels, at least 32 each.
-        num_classes: 2 to ``len(ALL_CLASSES)``, ground included.
-        seed: of the random generator.
+        num_classes: 2 to ``len(ALL_CLASSES)``, including the ground.
+        seed: seed of the random generator.
 
     Raises:
-        ValueError: an argument is out of range.
+        UserError: an argument is out of range.
         FileExistsError: ``out_dir`` has an ``images`` or ``annotations`` folder.
-        OSError: cannot write there.
+        OSError: a file cannot be written.
     """
     if num_images < 5:
-        raise UserError(f'num_images={num_images}; expected at least 5, of which one is for validation')
+        raise UserError(f'num_images={num_images}; expected at least 5, one of them for validation')
     if min(size) < 32:
         raise UserError(f'size={size[0]}x{size[1]}; expected at least 32x32 pixels')
     if not 2 <= num_classes <= len(ALL_CLASSES):
@@ -193,7 +194,7 @@ def make_shapes(
             for split in ('training', 'validation'):
                 os.makedirs(os.path.join(part, kind, split))
         for i in range(num_images):
-            # One generator per image: image i does not depend on how many there are.
+            # One generator per image, so that image i does not depend on the number of images.
             image, labels = draw_scene(np.random.default_rng((seed, i)), *size, num_classes)
             split, name = ('validation' if i % 5 == 4 else 'training'), f'scene_{i:05d}'
             _write(os.path.join(part, 'images', split, f'{name}.jpg'), image, [cv2.IMWRITE_JPEG_QUALITY, 92])

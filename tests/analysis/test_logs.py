@@ -162,7 +162,7 @@ def test_empty_log(monkeypatch, capsys, tmp_path):
 def test_damaged_line(monkeypatch, capsys, tmp_path, line):
     file = start(tmp_path, '20260101_100000', [train(1, 2.0)], tail=line + '\n' + json.dumps(train(3, 1.0)))
     message = call(monkeypatch, capsys, tmp_path, '--out', tmp_path / 'p')
-    assert f'{file}, line 2: not a line of scalars' in message
+    assert f'{file}, line 2: expected scalars as JSON' in message
 
 
 def test_nothing_to_draw(monkeypatch, capsys, tmp_path):
@@ -173,8 +173,8 @@ def test_nothing_to_draw(monkeypatch, capsys, tmp_path):
 def test_wrong_arguments(monkeypatch, capsys, resumed, tmp_path):
     out = ['--out', tmp_path / 'p']
     assert 'weight=1.0; expected 0 <= weight < 1' in call(monkeypatch, capsys, resumed, *out, '--smooth', 1)
-    assert '1 runs, labels a, b; expected one for each' in call(
+    assert '1 runs, labels a, b; expected one label per run' in call(
         monkeypatch, capsys, resumed, *out, '--labels', 'a', 'b'
     )
-    assert 'the same run twice' in call(monkeypatch, capsys, resumed, f'{resumed}/', *out)
+    assert '; expected different ones' in call(monkeypatch, capsys, resumed, f'{resumed}/', *out)
     assert 'is a folder' in call(monkeypatch, capsys, resumed, '--out', tmp_path)

@@ -51,7 +51,7 @@ def test_palette(palette):
     [
         ('0 0 car', r"line 1: '0 0 car'; expected R G B"),
         ('0 0 0\n0 0 256 x', r"line 2: '0 0 256 x'; expected R G B .* each 0 to 255"),
-        ('1 2 3 a\n1 2 3 b', r'line 2: colour \(1, 2, 3\) is there twice'),
+        ('1 2 3 a\n1 2 3 b', r'line 2: colour \(1, 2, 3\) occurs twice'),
         ('# nothing', 'no colours'),
     ],
 )
@@ -123,7 +123,7 @@ def test_grey_masks(tmp_path, monkeypatch):
     ('args', 'message'),
     [
         (('nowhere', 'out', '--palette', 'palette.txt'), 'folder nowhere not found'),
-        (('.', 'out', '--palette', 'palette.txt'), 'no masks, expected files .png'),
+        (('.', 'out', '--palette', 'palette.txt'), 'no masks, expected files that end in .png'),
         (('masks', 'out', '--palette', 'no.txt'), 'palette no.txt not found'),
         (('masks', 'out', '--palette', 'palette.txt', '--tolerance', '-1'), 'tolerance=-1; expected 0 to 255'),
         (('masks', 'out', '--palette', 'palette.txt', '--rename', '(', ''), "rename '(' to '': "),
