@@ -5,7 +5,7 @@ Pictures are (H, W, 3) uint8 RGB. Label maps are (H, W) of any integer type.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Patch
 from matplotlib.textpath import text_to_path
-from matplotlib.transforms import Bbox, IdentityTransform
 from PIL import Image
 
 from ..errors import UserError
@@ -97,7 +96,7 @@ def overlay(
     Returns:
         (H, W, 3) uint8.
     """
-    labels = _resize_labels(labels, picture)
+    labels = _resize_labels(labels, picture)  # (H, W) of the picture
     ignored = labels == ignore_index
     colours = np.asarray(palette, np.float32)[np.where(ignored, 0, labels)]
     return _hatch(_tint(picture, colours, alpha), ignored)
@@ -180,28 +179,22 @@ def contact_sheet(
     edges = dict(left=0, bottom=0, right=1, top=1, wspace=0, hspace=0)
     grid = figure.add_gridspec(len(down), len(across), width_ratios=across, height_ratios=down, **edges)
 
-    def cell(line: int, column: int) -> Bbox:  # in pixels
-        return grid[line, column].get_position(figure).transformed(figure.transFigure)
+    def write(text: str, line: int, column: int, room: int) -> None:
+        cell = grid[line, column].get_position(figure)
+        style: dict[str, Any] = dict(size=_FONT, color=_INK, va='center', parse_math=False)
+        figure.text(cell.x0, (cell.y0 + cell.y1) / 2, _shorten(text, room), **style)
 
     for i, row in enumerate(rows):
         line, column = 1 + i // columns * 2, 1 + i % columns * len(block)
         for k, picture in enumerate(row.pictures):
             if line == 1:
-                _write(figure, cell(0, column + 2 * k), titles[k], width)
-            box = cell(line, column + 2 * k)
-            x, y = box.x0 + (box.width - picture.shape[1]) / 2, box.y0 + (box.height - picture.shape[0]) / 2
+                write(titles[k], 0, column + 2 * k, width)
+            cell = grid[line, column + 2 * k].get_position(figure).transformed(figure.transFigure)  # in pixels
+            x, y = cell.x0 + (cell.width - picture.shape[1]) / 2, cell.y0 + (cell.height - picture.shape[0]) / 2
             figure.figimage(picture, round(x), round(y))  # never resamples, unlike imshow
-        _write(figure, cell(line + 1, column), row.caption, sum(block) - 2 * GAP)
+        write(row.caption, line + 1, column, sum(block) - 2 * GAP)
     canvas.draw()
     return np.array(canvas.buffer_rgba())[..., :3]
-
-
-def _write(figure: Figure, cell: Bbox, text: str, room: int) -> None:
-    """Write text that starts at the left of a cell (in pixels) and is at most ``room`` pixels wide."""
-    text = _shorten(text, room)
-    pixels = IdentityTransform()
-    x, y = cell.x0, (cell.y0 + cell.y1) / 2
-    figure.text(x, y, text, transform=pixels, size=_FONT, color=_INK, va='center', parse_math=False)
 
 
 def _shorten(text: str, room: int) -> str:
@@ -222,16 +215,12 @@ def _legend_entries(
     present = frozenset[int]().union(*(row.labels for row in rows))
     colours = [(classes[k], palette[k]) for k in sorted(present - {ignore_index})]
     colours += [('right', _RIGHT), ('wrong', _WRONG)] * marks
-    entries = [(name, Patch(facecolor=_normalised(colour))) for name, colour in colours]
+    to_hex = '#{:02x}{:02x}{:02x}'.format
+    entries = [(name, Patch(facecolor=to_hex(*colour))) for name, colour in colours]
     if ignore_index in present:
-        patch = Patch(facecolor=_normalised(_IGNORED), edgecolor=_normalised(_HATCH), hatch='////', linewidth=0)
+        patch = Patch(facecolor=to_hex(*_IGNORED), edgecolor=to_hex(*_HATCH), hatch='////', linewidth=0)
         entries.append(('ignored', patch))
     return entries
-
-
-def _normalised(colour: Sequence[int]) -> tuple[float, float, float]:
-    red, green, blue = (value / 255 for value in colour)
-    return red, green, blue
 
 
 def _add_legend(figure: Figure, entries: list[tuple[str, Patch]], width: int) -> int:
@@ -262,11 +251,7 @@ def _add_legend(figure: Figure, entries: list[tuple[str, Patch]], width: int) ->
 
 
 def save(path: str, sheet: np.ndarray) -> None:
-    """Write a picture (H, W, 3) uint8 RGB as a PNG, whole or not at all.
-
-    Args:
-        path: name of the file; its folder is made, an existing file is replaced.
-        sheet: the picture.
+    """Write a picture as a PNG, whole or not at all. Its folder is created, and an existing file is replaced.
 
     Raises:
         OSError: the file cannot be written.
