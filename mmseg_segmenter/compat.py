@@ -1,20 +1,23 @@
-"""What the released OpenMMLab stack needs on current torch.
+"""Make the released OpenMMLab packages work with current torch, numpy and setuptools.
 
-Importing this module applies the entries below, once. Each says which release
-needs it and when it can go.
+Importing this module applies each function below once. Its docstring says which release needs it, and which release
+makes it superfluous.
 """
 
 import importlib.machinery
 import importlib.util
+import logging
 import pickle
 import sys
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine.logging import print_log
 
 from .errors import MissingPackageError
 
@@ -22,16 +25,17 @@ _INSTALL = "pip install 'mmcv-lite>=2.0.0,<2.2'"
 
 
 def check_installation() -> None:
-    """Say in one sentence what to install, instead of a chain of tracebacks.
+    """Raise an error that says what to install if mmcv or pkg_resources is missing.
+
+    Needed by mmengine 0.10, which imports pkg_resources for ``_base_ = 'mmseg::...'``, and by setuptools 82, which
+    removed it. Ends with an mmengine that uses ``importlib.metadata``. mmcv comes in two packages, mmcv-lite and mmcv,
+    and therefore cannot be a plain dependency; this ends with mmseg.
 
     Raises:
-        ImportError: mmcv is missing, or setuptools no longer has
-            pkg_resources.
+        ImportError: mmcv or pkg_resources is missing.
     """
     if importlib.util.find_spec('mmcv') is None:
         raise MissingPackageError(f'mmcv is not installed: run {_INSTALL} (or mmcv, to compile its CUDA operators)')
-    # mmengine 0.10 imports pkg_resources for `_base_ = 'mmseg::...'`; setuptools 82 removed it. Can go with an
-    # mmengine that uses importlib.metadata.
     if importlib.util.find_spec('pkg_resources') is None:
         raise MissingPackageError(
             "mmengine needs pkg_resources, which setuptools 82 removed: run pip install 'setuptools<82'"
@@ -39,7 +43,7 @@ def check_installation() -> None:
 
 
 class _MissingOps(types.ModuleType):
-    """Stands in for ``mmcv._ext``: any operator exists, calling one raises."""
+    """Stand in for ``mmcv._ext``: every operator exists, and raises when it is called."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith('__'):
@@ -55,12 +59,14 @@ class _MissingOps(types.ModuleType):
 
 
 def provide_ops_placeholder() -> None:
-    """Let ``mmseg`` import with ``mmcv-lite``.
+    """Let ``mmseg.models`` be imported with mmcv-lite.
 
-    mmseg 1.2.2 imports ``mmcv.ops`` (point sampling, focal loss, ...) with its
-    models, and that loads the compiled ``mmcv._ext``, which mmcv-lite does not
-    have and Segmenter does not need. With a compiled mmcv nothing is touched.
-    Can go when mmseg imports its operators where it uses them.
+    Needed by mmseg 1.2.2, which imports ``mmcv.ops`` (point sampling, focal loss, ...) with its models. That loads the
+    compiled ``mmcv._ext``, which mmcv-lite does not have and Segmenter does not need. A compiled mmcv is left alone.
+    Ends with an mmseg that imports its operators where it uses them.
+
+    Without it, ``import mmseg.apis`` and ``import mmseg.models`` raise ``ModuleNotFoundError: mmcv._ext``. They work
+    once ``mmseg_segmenter`` is imported, before them or after they failed.
     """
     if 'mmcv._ext' in sys.modules or importlib.util.find_spec('mmcv._ext') is not None:
         return
@@ -70,14 +76,50 @@ def provide_ops_placeholder() -> None:
     sys.modules['mmcv._ext'] = placeholder
 
 
+@contextmanager
+def hidden_if_broken(package: str) -> Iterator[None]:
+    """Let an optional package count as not installed if it is installed but cannot be imported.
+
+    Needed by mmseg 1.2.2 for timm and by mmengine 0.10 for torchvision: both try to import them and expect nothing
+    worse than ``ImportError``. A torchvision that does not match torch raises ``RuntimeError: operator
+    torchvision::nms does not exist``, and so does timm, which imports it. Ends with releases that expect this.
+
+    The package is hidden within the context only: after it, importing the package raises its own error.
+
+    Args:
+        package: name of the package.
+    """
+    try:
+        importlib.import_module(package)
+    except ModuleNotFoundError:
+        pass  # not installed
+    except Exception as error:
+        reason = (str(error).splitlines() or [''])[0]
+        print_log(
+            f'{package} cannot be imported and is treated as not installed ({type(error).__name__}: {reason}); '
+            'install a torchvision that matches torch',
+            'current',
+            logging.WARNING,
+        )
+        sys.modules[package] = None  # type: ignore[assignment]  # what makes Python raise ModuleNotFoundError
+    try:
+        yield
+    finally:
+        if package in sys.modules and sys.modules[package] is None:
+            del sys.modules[package]
+
+
 def import_mmseg() -> None:
-    """Import mmseg, whose own range check decides about mmcv and mmengine.
+    """Import mmseg, and leave it to its own check whether the versions of mmcv and mmengine fit.
+
+    Needed by mmseg 1.2.2, whose check is an ``AssertionError`` that does not say what to install. Ends with an mmseg
+    that declares the range of mmcv as a dependency.
 
     Raises:
         ImportError: mmcv or mmengine is outside mmseg's range.
     """
-    with warnings.catch_warnings():
-        # mmcv-lite tells every user that it lacks an operator.
+    with hidden_if_broken('timm'), warnings.catch_warnings():
+        # mmcv-lite warns every user that it lacks an operator.
         warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
         try:
             import mmseg
@@ -87,19 +129,20 @@ def import_mmseg() -> None:
 
 
 def silence_deprecations() -> None:
-    """Drop warnings about code of the stack that a user cannot change.
+    """Hide warnings about code of the OpenMMLab packages that a user cannot change.
 
-    mmengine 0.10 imports pkg_resources whenever a config inherits from mmseg;
-    mmseg 1.2.2 builds every head's loss with its own deprecated function.
+    Needed by mmengine 0.10, which imports pkg_resources whenever a config inherits from mmseg, and by mmseg 1.2.2,
+    which builds the loss of every head with its own deprecated function. Ends with releases that do neither.
     """
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
     warnings.filterwarnings('ignore', message='``build_loss`` would be deprecated soon')
 
 
 def _statistic(cls: type, name: str) -> Any:
-    """Stands in for ``getattr`` while unpickling: a statistic of HistoryBuffer.
+    """Return a statistic of ``HistoryBuffer``, all that mmengine's checkpoints need of ``getattr``.
 
-    That is the one thing mmengine's checkpoints ask ``getattr`` for.
+    Raises:
+        UnpicklingError: any other class or attribute.
     """
     from mmengine.logging import HistoryBuffer
 
@@ -109,13 +152,13 @@ def _statistic(cls: type, name: str) -> Any:
 
 
 def _checkpoint_globals() -> list[Any]:
-    """What a checkpoint of mmengine's Runner holds besides plain values.
+    """Return what a checkpoint of mmengine's ``Runner`` holds besides tensors and plain values.
 
-    Log histories, the numpy arrays in them and numpy scalars; nothing else.
+    These are log histories, the numpy arrays in them, and numpy scalars.
     """
     from mmengine.logging import HistoryBuffer
 
-    # numpy 2 renamed the module; a file carries the name of the numpy that wrote it
+    # numpy 2 renamed the module. A file has the name that its numpy used.
     core = getattr(np, '_core', None) or np.core
     rebuild = [core.multiarray._reconstruct, core.multiarray.scalar]
     numpy_types = {type(np.dtype(code)) for code in '?' + np.typecodes['AllInteger'] + np.typecodes['AllFloat'] + 'SU'}
@@ -130,7 +173,10 @@ def _checkpoint_globals() -> list[Any]:
 
 
 def allow_mmengine_checkpoints() -> None:
-    """Make mmengine load its own checkpoints under ``weights_only=True``."""
+    """Let mmengine's own checkpoints be loaded with ``weights_only=True``, the default from torch 2.6 on.
+
+    Needed by mmengine 0.10. Ends with an mmengine that registers its classes itself.
+    """
     torch.serialization.add_safe_globals(_checkpoint_globals())
 
 

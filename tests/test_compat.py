@@ -1,6 +1,7 @@
 import io
 import os
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
@@ -95,6 +96,80 @@ import mmseg_segmenter
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith('mmseg_segmenter.errors.MissingPackageError: ') and message in last
+
+
+def stub(folder, name, content):
+    (folder / name).mkdir(parents=True)
+    (folder / name / '__init__.py').write_text(content)
+
+
+NMS = "raise RuntimeError('operator torchvision::nms does not exist')\n"
+
+
+def test_torchvision_of_another_torch_does_not_take_mmseg_along(tmp_path):
+    stub(tmp_path, 'timm', 'import torchvision\n')
+    stub(tmp_path, 'torchvision', NMS)
+    code = """
+import sys
+import mmseg_segmenter
+from mmseg.models.backbones import timm_backbone
+assert timm_backbone.timm is None and 'timm' not in sys.modules and 'torchvision' not in sys.modules
+for package in ('timm', 'torchvision'):  # not hidden from others
+    try:
+        __import__(package)
+    except RuntimeError as error:
+        assert 'torchvision::nms' in str(error)
+    else:
+        raise AssertionError(package)
+from mmengine.utils.dl_utils import collect_env
+with mmseg_segmenter.compat.hidden_if_broken('torchvision'):
+    assert 'TorchVision' not in collect_env()
+assert 'torchvision' not in sys.modules
+"""
+    result = run_python(code, PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
+    assert result.returncode == 0, result.stderr
+    output = result.stdout + result.stderr
+    for package in ('timm', 'torchvision'):
+        reason = r'\(RuntimeError: operator torchvision::nms does not exist\)'
+        said = f'WARNING - {package} cannot be imported and is treated as not installed {reason}'
+        assert len(re.findall(said, output)) == 1, output
+
+
+def test_packages_that_work_are_not_hidden(tmp_path, monkeypatch, capsys):
+    stub(tmp_path, 'a_working_package', 'value = 1\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    with compat.hidden_if_broken('a_working_package'), compat.hidden_if_broken('no_such_package'):
+        import a_working_package
+
+        assert a_working_package.value == 1
+    assert sys.modules.pop('a_working_package') is a_working_package and capsys.readouterr() == ('', '')
+
+
+@pytest.mark.skipif(compiled_mmcv(), reason='compiled mmcv')
+@pytest.mark.parametrize('module', ['mmseg.apis', 'mmseg.models', 'mmcv.ops'])
+def test_modules_that_need_the_placeholder(module):
+    """They fail without it, and work after the package is imported, also when they failed before."""
+    code = f"""
+import importlib
+try:
+    importlib.import_module({module!r})
+except ModuleNotFoundError as error:
+    assert error.name == 'mmcv._ext', error
+else:
+    raise AssertionError('the placeholder is no longer needed')
+import mmseg_segmenter
+importlib.import_module({module!r})
+from mmseg.apis import init_model
+from mmseg.registry import MODELS
+assert all(MODELS.get(name) for name in ('Segmenter', 'EncoderDecoder', 'UPerHead', 'PointHead'))
+"""
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_package_before_mmseg():
+    result = run_python('import mmseg_segmenter\nfrom mmseg.apis import init_model, inference_model')
+    assert result.returncode == 0, result.stderr
 
 
 # Checkpoints

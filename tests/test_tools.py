@@ -1,5 +1,7 @@
 """The command lines, as a user types them, on a tiny dataset and model."""
 
+import contextlib
+import importlib
 import os
 import re
 import runpy
@@ -171,11 +173,11 @@ assert len(after) <= before, after
 @pytest.fixture
 def refused(monkeypatch, tmp_path):
     """Call a tool in this process, and return the line that it ends with."""
+    monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)  # takes seconds
 
     def call(tool, *args):
         monkeypatch.setattr(sys, 'argv', [tool, *map(str, args)])
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)  # takes seconds
         monkeypatch.setenv('LOCAL_RANK', '0')
         with pytest.raises(SystemExit) as stop:
             runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
@@ -317,6 +319,21 @@ def test_launcher_without_its_environment(config, monkeypatch, refused, launcher
     monkeypatch.delenv(variable, raising=False)
     message = refused('train.py', config, '--launcher', launcher)
     assert message.startswith(f'--launcher {launcher}: the environment has no {variable}; start ')
+
+
+def test_run_with_a_broken_torchvision(config, monkeypatch, tmp_path, refused):
+    """It goes on to where the config is wrong."""
+    (tmp_path / 'torchvision.py').write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    arguments = ['--work-dir', tmp_path / 'w', '--cfg-options', 'default_hooks.logger.type=Logger']
+
+    def collect_env():  # as mmengine's
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module('torchvision')
+        return {}
+
+    monkeypatch.setattr('mmengine.runner.runner.collect_env', collect_env)
+    assert 'Logger is not in' in refused('train.py', config, *arguments)
 
 
 def test_kept_config_of_a_confusion_matrix_can_be_read_again(config, trained, tmp_path):

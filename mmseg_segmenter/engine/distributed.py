@@ -9,6 +9,7 @@ from mmengine.device import get_device
 from mmengine.runner import Runner
 from mmseg.registry import RUNNERS
 
+from ..compat import hidden_if_broken
 from .checks import check_run, registry_errors
 from .hooks import RequireAllWeightsHook
 from .precision import compile_parts
@@ -58,7 +59,8 @@ def run(
     """
     check_run(cfg)
     _use_cpu_group(cfg)
-    with registry_errors(cfg):
+    # The runner imports torchvision to log its version.
+    with hidden_if_broken('torchvision'), registry_errors(cfg):
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
         if action == 'test' and not allow_partial:
             runner.register_hook(RequireAllWeightsHook())  # not in the config, which is kept in the work dir
