@@ -1,20 +1,25 @@
 """Segmenter (ICCV 2021) for MMSegmentation.
 
 ``custom_imports = dict(imports=['mmseg_segmenter'])`` in a config imports this
-package. Importing it changes the process as follows:
+package, which makes its classes available to mmseg.
 
-- ``mmseg.models`` is imported, which registers mmseg's own classes.
-- The classes of this package are registered with mmseg. Two of them replace
-  mmseg's classes of the same name: ``SegmenterMaskTransformerHead`` and
-  ``SegTTAModel``. (:mod:`mmseg_segmenter.drop_in` also replaces
-  ``VisionTransformer`` and ``EncoderDecoder``.)
-- mmengine reads checkpoints with the loader of this package, whether they are
-  given by path, by URL or as ``augreg://NAME``.
-- ``torch.serialization.add_safe_globals`` allows the classes that checkpoints
-  of mmengine's ``Runner`` hold besides tensors.
-- With ``mmcv-lite``, a placeholder for ``mmcv._ext`` stands in
-  ``sys.modules``. Its operators raise an error when they are called.
-- Warnings of mmengine and mmseg about their own deprecated code are silenced.
+Importing it changes the following for the whole process:
+
+- Classes are registered in mmseg's ``MODELS``, ``TRANSFORMS`` and ``METRICS``
+  and in mmengine's ``HOOKS``, ``OPTIM_WRAPPERS`` and
+  ``OPTIM_WRAPPER_CONSTRUCTORS``.
+  ``SegmenterMaskTransformerHead`` and ``SegTTAModel`` replace mmseg's classes
+  of the same name. (:mod:`mmseg_segmenter.drop_in`, which has to be imported
+  explicitly, replaces two more.)
+- mmengine's ``CheckpointLoader`` reads local files, ``http://``, ``https://``
+  and ``augreg://`` with this package (:mod:`.checkpoints.schemes`).
+- ``torch.serialization`` accepts the classes that checkpoints of mmengine
+  contain, such as ``HistoryBuffer``, with ``weights_only=True``.
+- With mmcv-lite, ``mmcv._ext`` is a placeholder, because mmseg imports it. Its
+  operators raise an error that says how to install mmcv.
+- Two deprecation warnings of mmengine and mmseg are filtered.
+
+The last three are in :mod:`.compat`.
 """
 
 __version__ = '0.1.0'

@@ -1,10 +1,10 @@
-"""Run unedited mmseg configs on this package's classes.
+"""Run unchanged mmseg configs with the classes of this package.
 
-``custom_imports = dict(imports=['mmseg_segmenter.drop_in'])`` puts
-``SegmenterViT`` under the name ``VisionTransformer`` and ``Segmenter`` under
-``EncoderDecoder``. Arguments, state_dict keys and predictions are mmseg's, so
-configs and checkpoints need no change. Results have no ``seg_logits`` unless
-``test_cfg.return_logits`` asks for them.
+``custom_imports = dict(imports=['mmseg_segmenter.drop_in'])`` registers
+``SegmenterViT`` as ``VisionTransformer`` and ``Segmenter`` as
+``EncoderDecoder``. Arguments, state_dict keys and predictions are those of
+mmseg, so configs and checkpoints work as they are. Results have ``seg_logits``
+only with ``test_cfg.return_logits=True``.
 """
 
 from mmengine.logging import print_log

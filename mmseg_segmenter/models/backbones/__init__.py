@@ -1,3 +1,5 @@
+"""Encoders."""
+
 from .vit import SegmenterViT
 
 __all__ = ['SegmenterViT']

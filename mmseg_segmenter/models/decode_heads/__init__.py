@@ -1,3 +1,5 @@
+"""Decoders of Segmenter."""
+
 from .linear_head import LinearHead
 from .mask_transformer_head import SegmenterMaskTransformerHead
 

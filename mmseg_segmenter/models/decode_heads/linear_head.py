@@ -1,4 +1,4 @@
-"""Linear decoder (Segmenter, section 3.2, equation 1)."""
+"""Linear decoder of Segmenter (section 3.2, equation 1)."""
 
 from typing import Any
 
@@ -11,21 +11,21 @@ from .tiled_loss_head import TiledLossHead, check_num_classes
 
 @MODELS.register_module()
 class LinearHead(TiledLossHead):
-    """One linear layer per patch token.
+    """Classify each patch token with one linear layer.
 
-    The same function and the same keys (``conv_seg.{weight,bias}``) as the
-    ``FCNHead`` without convolutions of mmseg's Segmenter configs. Source:
+    Has the function and the keys (``conv_seg.{weight,bias}``) of the
+    ``FCNHead`` without convolutions in mmseg's Segmenter configs. Source:
     official ``segm/model/decoder.py``, ``DecoderLinear``.
 
     Args:
-        in_channels: width of the encoder.
-        channels: same as ``in_channels``, which is the default.
+        in_channels: width C of the encoder.
+        channels: must equal ``in_channels``, the default.
         dropout_ratio: dropout of whole channels before the layer (paper: 0).
-        kwargs: of ``BaseDecodeHead``: ``num_classes`` (K >= 2),
+        kwargs: arguments of ``BaseDecodeHead``: ``num_classes`` (K >= 2),
             ``loss_decode``, ``ignore_index``, ...
 
     Raises:
-        ValueError: ``num_classes`` below 2, ``out_channels`` other than
+        UserError: ``num_classes`` below 2, ``out_channels`` other than
             ``num_classes``, or ``channels`` other than ``in_channels``.
     """
 

@@ -1,4 +1,8 @@
-"""Mask Transformer decoder (Segmenter, section 3.2)."""
+"""Mask transformer decoder of Segmenter (section 3.2).
+
+Shapes: B images, C width of the encoder, D width of the decoder, K classes,
+h x w patches.
+"""
 
 from functools import cache
 from typing import Any
@@ -16,44 +20,46 @@ from .tiled_loss_head import TiledLossHead, check_num_classes
 
 @cache
 def _say_what_is_replaced() -> None:
-    # Here and not at import, so that it is in the log file of a run.
+    # Logged when a head is built, not at import, so that it is in the log file of a run.
     print_log("SegmenterMaskTransformerHead is mmseg_segmenter's, in place of mmseg's class of that name", 'current')
 
 
 # force: mmseg 1.2.2 has a class of this name.
 @MODELS.register_module(force=True)
 class SegmenterMaskTransformerHead(TiledLossHead):
-    """Class embeddings and patches through a transformer, then their product.
+    """Score patches by their product with class embeddings, after a transformer on both.
 
-    Arguments, defaults and state_dict keys are those of mmseg's class of the
-    same name; attention is fused, stochastic depth acts on both branches, the
-    two projections start as in the official code and wrong class counts are
-    errors. Source: official ``segm/model/decoder.py``, ``MaskTransformer``.
+    Has the arguments, defaults and state_dict keys of mmseg's class of the
+    same name. It differs in that attention uses fused kernels, stochastic
+    depth acts on both branches, the two projections are initialised as in the
+    official code, and wrong numbers of classes are errors. Source: official
+    ``segm/model/decoder.py``, ``MaskTransformer``.
 
     The paper's settings are ``drop_rate=attn_drop_rate=0.1`` and
     ``drop_path_rate=0``, which are not the defaults.
 
     Args:
-        in_channels: width of the encoder.
-        num_layers: decoder blocks.
-        num_heads: attention heads (paper: ``embed_dims / 64``).
+        in_channels: width C of the encoder.
+        num_layers: number of blocks.
+        num_heads: number of attention heads (paper: ``embed_dims / 64``).
         embed_dims: width D of the decoder.
-        mlp_ratio: hidden width of the feed-forward network over D.
-        drop_path_rate: stochastic depth of the last block (linear from 0).
-        drop_rate: dropout behind linear layers.
+        mlp_ratio: hidden width of the feed-forward network divided by D.
+        drop_path_rate: stochastic depth of the last block. It increases
+            linearly from 0 at the first block.
+        drop_rate: dropout after linear layers.
         attn_drop_rate: dropout on attention weights.
-        num_fcs: linear layers in the feed-forward network.
-        qkv_bias: biases in the attention.
+        num_fcs: number of linear layers in the feed-forward network.
+        qkv_bias: add biases to the attention, the output projection included.
         act_cfg: activation, default exact (erf) GELU.
-        norm_cfg: normalisation, default LayerNorm with eps 1e-5.
-        init_std: deviation of the truncated normal for linear weights and
-            class embeddings.
+        norm_cfg: norm layer, default LayerNorm with eps 1e-5.
+        init_std: standard deviation of the truncated normal distribution of
+            linear weights and class embeddings.
         channels: unused, as in mmseg; default ``embed_dims``.
-        kwargs: of ``BaseDecodeHead``: ``num_classes`` (K >= 2),
+        kwargs: arguments of ``BaseDecodeHead``: ``num_classes`` (K >= 2),
             ``loss_decode``, ``ignore_index``, ...
 
     Raises:
-        ValueError: ``num_classes`` below 2, or ``out_channels`` other than
+        UserError: ``num_classes`` below 2, or ``out_channels`` other than
             ``num_classes``.
     """
 
@@ -77,7 +83,7 @@ class SegmenterMaskTransformerHead(TiledLossHead):
     ) -> None:
         _say_what_is_replaced()
         check_num_classes(type(self).__name__, kwargs)
-        # BaseDecodeHead's default initialises conv_seg, which this head does not have.
+        # The default of BaseDecodeHead initialises conv_seg, which this head does not have.
         kwargs.setdefault('init_cfg', None)
         super().__init__(in_channels=in_channels, channels=channels or embed_dims, **kwargs)
         del self.conv_seg
@@ -104,7 +110,7 @@ class SegmenterMaskTransformerHead(TiledLossHead):
         self.mask_norm = build_norm_layer(norm_cfg, self.num_classes)[1]
 
     def init_weights(self) -> None:
-        """Initialise as the official code, then apply ``init_cfg`` if given."""
+        """Initialise as the official code does, then apply ``init_cfg`` if given."""
         for module in self.modules():
             init_transformer_weights(module, std=self.init_std)
         nn.init.trunc_normal_(self.cls_emb, std=self.init_std)
@@ -125,7 +131,7 @@ class SegmenterMaskTransformerHead(TiledLossHead):
         x = self._transform_inputs(inputs)
         B, _, h, w = x.shape
         x = self.dec_proj(x.flatten(2).transpose(1, 2))  # (B, h*w, D)
-        x = torch.cat((x, self.cls_emb.expand(B, -1, -1)), dim=1)
+        x = torch.cat((x, self.cls_emb.expand(B, -1, -1)), dim=1)  # (B, h*w + K, D)
         for layer in self.layers:
             x = layer(x)
         x = self.decoder_norm(x)

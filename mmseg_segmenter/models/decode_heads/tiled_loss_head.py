@@ -1,4 +1,4 @@
-"""What both decoders share."""
+"""Base class of both decoders: cross-entropy without logits at full size."""
 
 from typing import Any
 
@@ -13,15 +13,19 @@ from ..losses import upsampled_cross_entropy
 
 
 def check_num_classes(head: str, kwargs: dict[str, Any]) -> None:
-    """Refuse class counts that make no softmax, and settle ``out_channels``.
+    """Raise an error if a softmax over the classes is not possible; else set ``out_channels``.
 
-    mmseg's binary mode (``out_channels=1`` with a sigmoid) has no meaning for
-    a softmax over class embeddings; mmseg's own mask head ignores it and, with
-    one class, answers 0 everywhere. Setting ``out_channels`` here also keeps
-    ``BaseDecodeHead`` from recommending that mode for two classes.
+    mmseg's binary mode (``out_channels=1`` with a sigmoid) does not work with
+    class embeddings. mmseg's own mask head ignores it and, with one class,
+    predicts 0 everywhere. ``out_channels`` is set because ``BaseDecodeHead``
+    otherwise recommends that mode for two classes.
+
+    Args:
+        head: name of the head's class, for the message.
+        kwargs: arguments of ``BaseDecodeHead``; changed in place.
 
     Raises:
-        ValueError: see above; names what to set instead.
+        UserError: ``num_classes`` is below 2, or ``out_channels`` differs.
     """
     num_classes, out_channels = kwargs.get('num_classes'), kwargs.get('out_channels')
     if num_classes is None:
@@ -40,16 +44,17 @@ def check_num_classes(head: str, kwargs: dict[str, Any]) -> None:
 
 
 class TiledLossHead(BaseDecodeHead):
-    """A head whose plain cross-entropy never has logits at full resolution.
+    """Compute cross-entropy tile by tile, without logits at full size.
 
-    Loss, gradient and accuracy are those of ``BaseDecodeHead`` (a pixel whose
-    label is one of several highest logits counts as right), which is also
-    where every other loss goes, lists of losses, and pixel samplers.
+    Loss, gradient and accuracy are those of ``BaseDecodeHead``, except that a
+    pixel counts as correct if its label is one of several equal highest
+    logits. ``BaseDecodeHead`` computes all other losses, lists of losses, and
+    losses with a pixel sampler.
 
     Args: as ``BaseDecodeHead``.
 
     Raises:
-        ValueError: a loss has not one weight per class.
+        UserError: a loss has weights, but not one per class.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -57,7 +62,7 @@ class TiledLossHead(BaseDecodeHead):
         losses = self.loss_decode if isinstance(self.loss_decode, torch.nn.ModuleList) else [self.loss_decode]
         for loss in losses:
             weights = getattr(loss, 'class_weight', None)
-            # cross-entropy would fail on the first label beyond the list, and not at all on a longer one
+            # Cross-entropy would fail at the first label without a weight, and accept a list that is too long.
             if weights is not None and len(weights) != self.num_classes:
                 raise UserError(
                     f'loss_decode.class_weight has {len(weights)} weights, expected one for each of the '
@@ -65,11 +70,11 @@ class TiledLossHead(BaseDecodeHead):
                 )
 
     def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list[SegDataSample]) -> dict[str, Tensor]:
-        """Loss and accuracy.
+        """Return loss and accuracy.
 
         Args:
             seg_logits: (B, K, h, w) at patch resolution.
-            batch_data_samples: with ``gt_sem_seg`` (1, H, W).
+            batch_data_samples: one per image, with ``gt_sem_seg`` (1, H, W).
 
         Returns:
             The loss under its name, and ``acc_seg`` in percent of valid pixels.
@@ -86,7 +91,8 @@ class TiledLossHead(BaseDecodeHead):
         eps = torch.finfo(torch.float32).eps
         if criterion.reduction == 'mean':
             loss = loss / (_sum_of_weights(labels, valid, weight, criterion.avg_non_ignore).to(loss) + eps)
-        hundred = torch.full_like(correct, 100, dtype=torch.float32)  # as a number it would become a reciprocal
+        # A tensor: with a number, torch would multiply by the reciprocal and round differently from mmseg.
+        hundred = torch.full_like(correct, 100, dtype=torch.float32)
         accuracy = (correct.float() + eps) * (hundred / (valid.sum().float() + eps))
         return {criterion.loss_name: criterion.loss_weight * loss, 'acc_seg': accuracy.reshape(1)}
 
@@ -101,10 +107,10 @@ def _is_plain_cross_entropy(criterion: torch.nn.Module) -> bool:
 
 
 def _sum_of_weights(labels: Tensor, valid: Tensor, class_weight: Tensor | None, avg_non_ignore: bool) -> Tensor:
-    """What the loss is averaged over: pixels, valid pixels, or the weights of their classes.
+    """Return what the sum of losses is divided by: the number of pixels, of valid pixels, or their class weights.
 
-    mmseg cannot average class weights over pixels whose ignored label is no
-    class; here they weigh 0.
+    A pixel with an ignored label that is not a class has weight 0 (mmseg fails
+    on it).
     """
     if class_weight is None:
         return (valid if avg_non_ignore else torch.ones_like(valid)).sum()

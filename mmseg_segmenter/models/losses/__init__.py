@@ -1,3 +1,5 @@
+"""Losses."""
+
 from .upsampled_cross_entropy import upsampled_cross_entropy
 
 __all__ = ['upsampled_cross_entropy']

@@ -1,4 +1,4 @@
-"""Cross-entropy at full resolution without logits at full resolution."""
+"""Cross-entropy of upsampled logits, computed tile by tile."""
 
 from typing import Any
 
@@ -17,22 +17,22 @@ def upsampled_cross_entropy(
     ignore_index: int = 255,
     align_corners: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Upsample logits bilinearly to the labels, and sum the cross-entropy over pixels.
+    """Upsample logits bilinearly to the size of the labels, and sum the cross-entropy over pixels.
 
-    The same as ``F.interpolate`` and ``F.cross_entropy(reduction='sum')``, and
-    as differentiable (once), but tile by tile: the gradient is computed along
-    with the loss, so that neither the logits at full size nor their gradient
-    ever exist. Sums are in at least float32, under autocast too.
+    Equals ``F.interpolate`` followed by ``F.cross_entropy(reduction='sum')``,
+    and can be differentiated once. The gradient is computed with the loss,
+    tile by tile, so logits at full size and their gradient are never stored.
+    Sums are computed in float32 or wider, under autocast too.
 
     Args:
         logits: (B, K, h, w) of a head.
-        labels: (B, H, W) int64, ``ignore_index`` or 0 to K - 1.
+        labels: (B, H, W) int64, 0 to K - 1 or ``ignore_index``.
         class_weight: (K,) weight of each class.
         ignore_index: label of pixels that do not count.
         align_corners: as ``F.interpolate``.
 
     Returns:
-        The sum, and how many pixels have the highest logit at their label.
+        The sum, and the number of pixels whose label has the highest logit.
     """
     with_gradient = torch.is_grad_enabled() and logits.requires_grad
     return _UpsampledCrossEntropy.apply(  # type: ignore[no-untyped-call]
@@ -66,7 +66,7 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
                     loss, correct = _tile_loss(scores, labels[i][tile], weight, ignore_index, gradient is not None)
                     losses.append(loss)
                     hits.append(correct)
-                    if gradient is not None:  # scores are their gradient now
+                    if gradient is not None:  # scores now hold their gradient
                         logit_map.add_tile_gradient(gradient[i], scores, *tile)
         total, correct = torch.stack(losses).sum(), torch.stack(hits).sum()
         ctx.mark_non_differentiable(correct)
@@ -84,11 +84,15 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
 def _tile_loss(
     scores: Tensor, labels: Tensor, class_weight: Tensor | None, ignore_index: int, with_gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy and number of hits of a tile.
+    """Return the sum of the cross-entropy, and the number of correct pixels, of a tile.
 
     Args:
-        scores: (r, K, c); overwritten, with the gradient if it is wanted.
+        scores: (r, K, c) logits; overwritten, with their gradient if
+            ``with_gradient``.
         labels: (r, c).
+        class_weight: (K,).
+        ignore_index: label of pixels that do not count.
+        with_gradient: compute the gradient.
     """
     valid = labels != ignore_index
     labels = labels.where(valid, 0)

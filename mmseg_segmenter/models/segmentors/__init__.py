@@ -1,3 +1,5 @@
+"""Segmentor and test-time augmentation."""
+
 from .segmenter import Segmenter
 from .tta import SegTTAModel
 
