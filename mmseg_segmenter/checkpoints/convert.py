@@ -14,7 +14,7 @@ from .architecture import Architecture, read_architecture, value_warnings
 from .formats import augreg, timm
 from .keymap import Conversion, listed
 from .patch_size import resize_patch_embed
-from .read import provenance, read_tensors
+from .read import local_path, provenance, read_tensors
 from .verify import Comparison, verify_encoder
 
 
@@ -135,7 +135,7 @@ def convert_encoder(
     folder, name = os.path.split(destination)
 
     def check(staging: str) -> Comparison:
-        return verify_encoder(source, os.path.join(staging, name), encoder.architecture)
+        return verify_encoder(local_path(source), os.path.join(staging, name), encoder.architecture)
 
     writers = {name: lambda path: write_checkpoint(path, content)}
     return replace(encoder, verified=write_atomically(folder, writers, force, check if verify else None))

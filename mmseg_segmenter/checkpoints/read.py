@@ -85,7 +85,7 @@ def read(source: str, map_location: Any = None) -> Checkpoint:
             values. The message names it.
     """
     source = os.fspath(source)
-    path = _local_path(source)
+    path = local_path(source)
     format = _check(path)
     suffix = os.path.splitext(path)[1]
     if '://' not in source and _SUFFIXES.get(suffix, format) is not format:
@@ -107,7 +107,12 @@ def read_tensors(source: str) -> dict[str, Tensor]:
     return read(source, map_location='cpu').tensors
 
 
-def _local_path(source: str) -> str:
+def local_path(source: str) -> str:
+    """Return the path of a checkpoint, and download it if ``source`` is a URL or the name of a released file.
+
+    Raises:
+        UserError: there is no such file, or it cannot be downloaded. The message names it.
+    """
     if source.startswith(PREFIX):
         return locate(source)
     if source.startswith(('http://', 'https://')):
@@ -224,7 +229,7 @@ def provenance(source: str, architecture: object) -> dict[str, str]:
     """Return the ``meta`` of a converted checkpoint: which file it was made from, and by what."""
     return dict(
         source=os.path.basename(source),
-        sha256=sha256(source),
+        sha256=sha256(local_path(source)),
         architecture=str(architecture),
         converter=f'mmseg_segmenter {__version__}',
     )

@@ -147,7 +147,12 @@ def test_urls(tmp_path, monkeypatch):
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         for name in ('vit.safetensors', 'model.safetensors.index.json'):
             assert_same(initialised(f'http://127.0.0.1:{server.server_port}/{name}'), ours)
+        url = f'http://127.0.0.1:{server.server_port}/vit.safetensors'
+        convert.convert_encoder(url, str(tmp_path / 'out.pth'), verify=True)
         server.shutdown()
+    converted = torch.load(tmp_path / 'out.pth', weights_only=True)
+    assert_same(converted['state_dict'], dict(ours))
+    assert converted['meta']['source'] == 'vit.safetensors' and len(converted['meta']['sha256']) == 64
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
