@@ -19,7 +19,7 @@ from mmseg_segmenter import SegmenterViT
 from mmseg_segmenter.checkpoints import convert
 from mmseg_segmenter.checkpoints.formats import timm
 from mmseg_segmenter.checkpoints.read import read
-from mmseg_segmenter.errors import UserError
+from mmseg_segmenter.errors import MissingPackageError, UserError
 
 MODEL = dict(img_size=32, patch_size=8, embed_dims=32, num_layers=2, num_heads=2, final_norm=True)
 
@@ -75,6 +75,8 @@ def test_without_the_package(tmp_path, state, monkeypatch):
         convert.command_line('', [str(tmp_path / 'a.safetensors'), str(tmp_path / 'out.pth')])
     (line,) = str(stop.value.code).splitlines()
     assert line.endswith(f'{tmp_path}/a.safetensors: run pip install safetensors to read it')
+    with pytest.raises(MissingPackageError, match='run pip install safetensors'):
+        read(str(tmp_path / 'a.safetensors'))
 
 
 # By every way that takes a checkpoint
