@@ -59,8 +59,9 @@ def outcome(path, data):
     try:
         return equal(read_tensors(str(path)))
     except UserError as error:
-        assert str(path) in str(error) and '\n' not in str(error)
-        return None
+        message = str(error)
+    assert str(path) in message and '\n' not in message
+    return None
 
 
 @pytest.mark.parametrize('name', FILES)

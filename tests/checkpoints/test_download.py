@@ -29,7 +29,7 @@ def server(tmp_path, monkeypatch):
     """Serve ``content`` at ``paths``.
 
     ``requests`` records (path, Range), and ``cut`` breaks the next answers off after so many bytes. ``validators`` are
-    headers that identify the version of the content. ``odd`` replaces headers of answers, by status; None leaves one out.
+    headers that identify the version of the content. ``odd`` replaces headers, by status; None leaves one out.
     """
 
     class Handler(BaseHTTPRequestHandler):
