@@ -9,6 +9,7 @@ from mmseg.registry import MODELS
 
 import mmseg_segmenter
 from mmseg_segmenter.analysis import benchmark
+from mmseg_segmenter.analysis.benchmark import measure
 from mmseg_segmenter.analysis.benchmark.foreign import _timm_to_transformers, why_missing
 from mmseg_segmenter.checkpoints.formats import timm as timm_format
 from mmseg_segmenter.datasets.shapes import make_shapes
@@ -250,3 +251,46 @@ def test_tf32_is_set_for_the_block_only():
         with benchmark.float32_products(tf32):
             assert [backend.allow_tf32 for backend in backends] == [tf32, tf32]
         assert [backend.allow_tf32 for backend in backends] == before
+
+
+class FakeGpu:
+    """Counts what models hold, as torch.cuda does."""
+
+    def __init__(self, monkeypatch):
+        self.held = self.most = 0
+        for name in ('synchronize', 'empty_cache'):
+            monkeypatch.setattr(torch.cuda, name, lambda: None)
+        monkeypatch.setattr(torch.cuda, 'memory_allocated', lambda: self.held)
+        monkeypatch.setattr(torch.cuda, 'max_memory_allocated', lambda: self.most)
+        monkeypatch.setattr(torch.cuda, 'reset_peak_memory_stats', lambda: setattr(self, 'most', self.held))
+        monkeypatch.setattr(measure, 'device', lambda: 'cuda')
+        monkeypatch.setattr(measure, 'timed', lambda run: (run(), 1.0)[1])
+
+    def take(self, gigabytes):
+        self.held += int(gigabytes * 2**30)
+        self.most = max(self.most, self.held)
+
+
+def test_memory_on_a_gpu_is_of_one_model_alone(config, monkeypatch):
+    """Each has weights, in training momentum from its first step on, and activations that go again."""
+    gpu = FakeGpu(monkeypatch)
+    models = benchmark.contenders(str(config), ['mmseg'])
+
+    class Workload:
+        def __init__(self, case, side, weights):
+            self.size = 2 if side.kind == 'mmseg' else 1
+            self.model, self.gflops, self.loaded, self.runs = torch.nn.Identity(), None, False, 0
+            gpu.take(self.size)
+
+        def __call__(self):
+            gpu.take(self.size if self.runs == 0 else 0)
+            gpu.take(10 * self.size)
+            gpu.take(-10 * self.size)
+            self.runs += 1
+
+        def loss(self):
+            return 0.0
+
+    monkeypatch.setattr(measure, 'Workload', Workload)
+    benchmark.compare(benchmark.Case('train', (32, 32)), models, 1)
+    assert [(side.model_gb, side.peak_gb) for side in models] == [(4, 24), (2, 12)]

@@ -3,8 +3,8 @@
 from .cases import DTYPES, MODES, Case, Contender, contenders, load_config
 from .measure import compare, machine, matmul_peak, timed
 from .pipeline import loader
-from .report import plot, record, table, write_json
-from .workload import Workload, float32_products, prepare
+from .report import number, plot, record, table, write_json
+from .workload import Workload, device, float32_products, prepare
 
 __all__ = [
     'DTYPES',
@@ -14,11 +14,13 @@ __all__ = [
     'Workload',
     'compare',
     'contenders',
+    'device',
     'float32_products',
     'load_config',
     'loader',
     'machine',
     'matmul_peak',
+    'number',
     'plot',
     'prepare',
     'record',

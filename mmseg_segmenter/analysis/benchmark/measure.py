@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -39,17 +39,18 @@ def timed(run: Callable[[], Any]) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-def matmul_peak(dtype: str = 'float32') -> float:
+def matmul_peak(dtype: str = 'float32', sizes: Sequence[int] | None = None) -> float:
     """Measure the best matrix product of this machine in GFLOP/s.
 
     Args:
         dtype: one of ``DTYPES``.
+        sizes: sides of the matrices to try; default two that suit the device.
     """
     best = 0.0
-    for n in (1024, 2048) if device() == 'cpu' else (4096, 8192):
+    for n in sizes or ((1024, 2048) if device() == 'cpu' else (4096, 8192)):
         a, b = (torch.randn(n, n, device=device(), dtype=DTYPES[dtype]) for _ in range(2))
         out = torch.empty_like(a)
-        repeats = max(1, int(2e10 / n**3)) if device() == 'cpu' else 20
+        repeats = min(20, max(1, int(2e10 / n**3))) if device() == 'cpu' else 20
         with float32_products(dtype == 'tf32'):
             for _ in range(5):
                 seconds = timed(lambda: [torch.mm(a, b, out=out) for _ in range(repeats)])  # noqa: B023
