@@ -349,7 +349,7 @@ def test_official_sliding_windows(name):
 
 
 @torch.no_grad()
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.gpu
 @pytest.mark.parametrize('head', ['mask', 'linear', 'binary'])
 def test_gpu_equals_cpu(head):
     model, _ = ours_and_theirs(head, **MODES[1])

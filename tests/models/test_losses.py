@@ -193,7 +193,7 @@ def test_several_losses_and_samplers_go_mmsegs_way(monkeypatch):
     assert len(calls) == 2
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.gpu
 def test_gpu_equals_cpu():
     logits, labels = problem()
     ours = results(type(head()).loss_by_feat, head(), logits, labels)
