@@ -5,8 +5,8 @@ package, which makes its classes available to mmseg.
 
 Importing it changes the following for the whole process:
 
-- Classes are registered in mmseg's ``MODELS``, ``TRANSFORMS`` and ``METRICS``
-  and in mmengine's ``HOOKS``, ``OPTIM_WRAPPERS`` and
+- Classes are registered in mmseg's ``MODELS``, ``TRANSFORMS``, ``METRICS`` and
+  ``HOOKS`` and in mmengine's ``OPTIM_WRAPPERS`` and
   ``OPTIM_WRAPPER_CONSTRUCTORS``.
   ``SegmenterMaskTransformerHead`` and ``SegTTAModel`` replace mmseg's classes
   of the same name. (:mod:`mmseg_segmenter.drop_in`, which has to be imported
