@@ -14,7 +14,7 @@ from mmengine.runner import CheckpointLoader
 from safetensors.torch import save
 
 from mmseg_segmenter.checkpoints import convert, integrity
-from mmseg_segmenter.checkpoints.read import read_tensors
+from mmseg_segmenter.checkpoints.read import read, read_tensors
 from mmseg_segmenter.errors import UserError
 
 TENSORS = {
@@ -126,6 +126,32 @@ def test_file_written_without_checksums(tmp_path):
     finally:
         torch.serialization.set_crc32_options(True)
     assert outcome(tmp_path / 'a.pth', data)
+
+
+@pytest.mark.parametrize('new_format', [True, False])
+def test_undamaged_file_of_every_kind_of_tensor(tmp_path, new_format):
+    """The check of sizes refuses nothing that torch reads."""
+    x = torch.arange(24.0).reshape(4, 6)
+    content = dict(
+        views=[x, x[1], x[2:, 1::2], x.t(), x[0, :1].expand(10**6, 10**6), torch.tensor(1.0), torch.empty(0, 5)],
+        types=[
+            x.to(dtype) for dtype in (torch.bool, torch.int8, torch.half, torch.bfloat16, torch.cfloat, torch.double)
+        ],
+        new_types=[torch.ones(5, dtype=torch.uint64), torch.ones(5).to(torch.float8_e4m3fn)],
+        sparse=torch.eye(3).to_sparse(),
+        quantised=torch.quantize_per_tensor(x, 0.1, 0, torch.qint8),
+        parameter=torch.nn.Parameter(x),
+        storage=x.clone().untyped_storage(),
+        size=torch.Size((10**6, 10**6)),
+        optimizer=torch.optim.AdamW([torch.nn.Parameter(x)]).state_dict(),
+        numpy=np.arange(5.0),
+    )
+    (tmp_path / 'a.pth').write_bytes(torch_bytes(content, _use_new_zipfile_serialization=new_format))
+    loaded = read(str(tmp_path / 'a.pth')).content
+    assert loaded.keys() == content.keys()
+    for key in ('types', 'new_types'):
+        assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(loaded[key], content[key], strict=True))
+    assert [view.stride() for view in loaded['views']] == [view.stride() for view in content['views']]
 
 
 # Sizes that a file declares
