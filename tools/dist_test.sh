@@ -1,14 +1,6 @@
 #!/usr/bin/env bash
-# tools/dist_test.sh CONFIG CHECKPOINT GPUS [test.py options]: one process per GPU (or CPU process where there is none).
+# Test with one process per GPU, or with CPU processes where there is none.
 # Several machines: NNODES, NODE_RANK, MASTER_ADDR and PORT, as for mmseg's script.
 set -euo pipefail
 USAGE='usage: tools/dist_test.sh CONFIG CHECKPOINT GPUS [options of test.py]'
-CONFIG=${1:?$USAGE}
-CHECKPOINT=${2:?$USAGE}
-GPUS=${3:?$USAGE}
-HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-
-PYTHONPATH="$HERE/..:${PYTHONPATH:-}" python -m torch.distributed.run \
-    --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" --nproc_per_node="$GPUS" \
-    --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}" \
-    "$HERE/test.py" "$CONFIG" "$CHECKPOINT" --launcher pytorch "${@:4}"
+exec "$(dirname "${BASH_SOURCE[0]}")/dist_run.sh" "${3:?$USAGE}" test.py "$1" "$2" "${@:4}"

@@ -1,0 +1,71 @@
+"""The shell scripts that start train.py and test.py in several processes, with stand-ins for what they call."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).parent.parent / 'tools'
+
+pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='bash')
+
+
+@pytest.fixture
+def call(tmp_path: Path):
+    """Call a script; return the command line that it ends with, one argument a line."""
+    for name in ('python', 'srun'):
+        program = tmp_path / name
+        program.write_text(f'#!/bin/sh\necho "PYTHONPATH $PYTHONPATH"\nprintf "%s\\n" {name} "$@"\n')
+        program.chmod(0o755)
+
+    def run(script: str, *args: str, **env: str) -> list[str]:
+        path = f'{tmp_path}:{os.environ["PATH"]}'
+        command = ['bash', str(TOOLS / script), *args]
+        result = subprocess.run(command, capture_output=True, text=True, env={'PATH': path, **env})
+        assert result.returncode == 0, result.stderr
+        first, *rest = result.stdout.splitlines()
+        assert Path(first.removeprefix('PYTHONPATH ').split(':')[0]).resolve() == TOOLS.parent
+        return rest
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ('script', 'arguments', 'tool'),
+    [
+        ('dist_train.sh', ['a b.py', '2', '--work-dir', 'x y'], ['train.py', 'a b.py']),
+        ('dist_test.sh', ['a b.py', 'c.pth', '2', '--work-dir', 'x y'], ['test.py', 'a b.py', 'c.pth']),
+    ],
+)
+def test_torchrun(call, script, arguments, tool):
+    end = [f'{TOOLS}/{tool[0]}', '--launcher', 'pytorch', *tool[1:], '--work-dir', 'x y']
+    start = ['python', '-m', 'torch.distributed.run', '--nnodes=1', '--node_rank=0', '--nproc_per_node=2']
+    assert call(script, *arguments) == [*start, '--master_addr=127.0.0.1', '--master_port=29500', *end]
+    start[3:5] = ['--nnodes=3', '--node_rank=1']
+    env = dict(NNODES='3', NODE_RANK='1', MASTER_ADDR='10.0.0.1', PORT='7')
+    assert call(script, *arguments, **env) == [*start, '--master_addr=10.0.0.1', '--master_port=7', *end]
+
+
+@pytest.mark.parametrize(
+    ('script', 'arguments', 'tool'),
+    [
+        ('slurm_train.sh', ['a b.py', '--work-dir', 'x y'], ['train.py', 'a b.py']),
+        ('slurm_test.sh', ['a b.py', 'c.pth', '--work-dir', 'x y'], ['test.py', 'a b.py', 'c.pth']),
+    ],
+)
+def test_slurm(call, script, arguments, tool):
+    end = ['python', '-u', f'{TOOLS}/{tool[0]}', '--launcher', 'slurm', *tool[1:], '--work-dir', 'x y']
+    start = ['srun', '-p', 'gpu', '--job-name=my job']
+    sizes = ['--gres=gpu:8', '--ntasks=8', '--ntasks-per-node=8', '--cpus-per-task=5', '--kill-on-bad-exit=1']
+    assert call(script, 'gpu', 'my job', *arguments) == [*start, *sizes, *end]
+    sizes = ['--gres=gpu:4', '--ntasks=16', '--ntasks-per-node=4', '--cpus-per-task=2', '--kill-on-bad-exit=1']
+    env = dict(GPUS='16', GPUS_PER_NODE='4', CPUS_PER_TASK='2', SRUN_ARGS='--quiet --time=3')
+    assert call(script, 'gpu', 'my job', *arguments, **env) == [*start, *sizes, '--quiet', '--time=3', *end]
+
+
+@pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh'])
+def test_usage(script):
+    result = subprocess.run(['bash', TOOLS / script, 'one'], capture_output=True, text=True)
+    assert result.returncode != 0 and f'usage: tools/{script} ' in result.stderr and result.stdout == ''
