@@ -15,7 +15,7 @@ from mmseg.structures import SegDataSample
 from official import DATA, build, load
 
 from mmseg_segmenter.errors import UserError
-from mmseg_segmenter.models.dense import logit_map
+from mmseg_segmenter.models.dense import confidence_map, label_map, logit_map, probability_map
 from mmseg_segmenter.models.dense.logit_map import most_likely
 
 HEADS = dict(
@@ -267,6 +267,34 @@ def test_augmented_keeps_no_logit_map(stack, monkeypatch):
     with LargestTensor() as largest:
         MODELS.build(dict(type='SegTTAModel', module=model)).test_step(data)
     assert largest.numel <= HEADS['linear']['num_classes'] * 160 * 160 / 8
+
+
+# Labels, probabilities and confidence tile by tile
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('num_maps', [1, 2])
+@pytest.mark.parametrize('head', ['mask', 'linear', 'binary'])
+def test_pixels_of_tiles_are_those_of_the_whole_image(head, num_maps, monkeypatch):
+    monkeypatch.setitem(logit_map._TILE_BYTES, 'cpu', 50_000)
+    model, _ = ours_and_theirs(head, mode='slide', crop_size=(32, 32), stride=(20, 20))
+    images = torch.randn(num_maps, 3, 50, 60, dtype=torch.float64)
+    maps = model.logit_maps(images, samples(*[meta((50, 60), (70, 64))] * num_maps))
+    logits = [m.tile(slice(0, 70), slice(0, 64)).transpose(0, 1) for m in maps]
+    if head == 'binary':
+        foreground = sum(one.sigmoid() for one in logits) / num_maps
+        probabilities = torch.cat([1 - foreground, foreground])
+        labels = (foreground[0] > 0.45).long()
+    else:
+        probabilities = sum(one.softmax(dim=0) for one in logits) / num_maps
+        labels = probabilities.argmax(dim=0)
+    found = label_map(maps, threshold=0.45)
+    assert found.dtype == (torch.int32 if head == 'linear' else torch.uint8)
+    assert torch.equal(found.long(), labels)
+    assert len(labels.unique()) > 1
+    options = dict(dtype=torch.float64)
+    torch.testing.assert_close(probability_map(maps, **options), probabilities, rtol=0, atol=1e-12)
+    torch.testing.assert_close(confidence_map(maps, **options), probabilities.amax(dim=0), rtol=0, atol=1e-12)
 
 
 # Logits that are not finite
