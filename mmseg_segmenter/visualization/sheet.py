@@ -229,22 +229,12 @@ def _add_legend(figure: Figure, entries: list[tuple[str, Patch]], width: int) ->
         return 0
     around = 2 * _FONT + 3 * GAP  # pixels of an entry beside its name
     names = [_shorten(name, width - GAP - around) for name, _ in entries]
-    legend = figure.legend(
-        [patch for _, patch in entries],
-        names,
-        ncols=max(1, int((width - GAP) // (max(map(_text_width, names)) + around))),
-        loc='lower left',
-        frameon=False,
-        fontsize=_FONT,
-        labelcolor=_INK,
-        # in units of the font size
-        borderaxespad=0,
-        borderpad=GAP / _FONT,
-        handlelength=2,
-        handleheight=1.2,
-        handletextpad=GAP / _FONT,
-        columnspacing=2 * GAP / _FONT,
-    )
+    columns = max(1, int((width - GAP) // (max(map(_text_width, names)) + around)))
+    gap = GAP / _FONT  # in units of the font size, as the sizes of a legend are
+    sizes: dict[str, Any] = dict(borderaxespad=0, borderpad=gap, handletextpad=gap, columnspacing=2 * gap)
+    sizes.update(fontsize=_FONT, handlelength=2, handleheight=1.2)
+    patches = [patch for _, patch in entries]
+    legend = figure.legend(patches, names, ncols=columns, loc='lower left', frameon=False, labelcolor=_INK, **sizes)
     for text in legend.get_texts():
         text.set_parse_math(False)
     return math.ceil(legend.get_window_extent().height)

@@ -6,14 +6,8 @@ from typing import Any
 from mmengine.config import Config
 
 from ...errors import UserError
-from .configuration import (
-    ModelSettings,
-    build_datasets,
-    check_reduce_zero_label,
-    class_names,
-    configuration_problems,
-    normalisation_problem,
-)
+from . import configuration
+from .configuration import ModelSettings
 from .files import FileInspector
 from .labels import label_problems, labels_hint, palette_hint
 from .names import Duplicates, find_unused_files, naming_hint
@@ -42,12 +36,12 @@ def check_dataset(cfg: Config, workers: int | None = None, progress: bool = True
     if workers is not None and workers < 1:
         raise UserError(f'workers={workers}; expected at least 1')
     workers = workers or available_cores()
-    model, datasets = ModelSettings.from_config(cfg), build_datasets(cfg)
-    classes = class_names(datasets)
-    problems = list(configuration_problems(cfg, model, datasets))
+    model, datasets = ModelSettings.from_config(cfg), configuration.build_datasets(cfg)
+    classes = configuration.class_names(datasets)
+    problems = list(configuration.find_contradictions(cfg, model, datasets))
     inspectors = [FileInspector(split, dataset, model) for split, group in datasets.items() for dataset in group]
     for inspector in inspectors:
-        check_reduce_zero_label(inspector.split, inspector.dataset)
+        configuration.check_reduce_zero_label(inspector.split, inspector.dataset)
     start = time.perf_counter()
     splits = {split: SplitStatistics() for split in datasets}
     duplicates = Duplicates(inspectors)
@@ -61,7 +55,7 @@ def check_dataset(cfg: Config, workers: int | None = None, progress: bool = True
             find_unused_files(dataset, statistics)
         problems += _file_problems(split, statistics, datasets[split], model)
         problems += label_problems(split, statistics, datasets[split][0], classes, model)
-        problems += normalisation_problem(split, statistics.max_value, model)
+        problems += configuration.check_normalisation(split, statistics.max_value, model)
     problems += duplicates.problems()
     problems.sort(key=lambda problem: problem.severity)
     return Report(cfg.filename or '', classes, model.ignore_index, splits, problems, seconds, workers)

@@ -121,9 +121,7 @@ def check_reduce_zero_label(split: str, dataset: BaseDataset) -> None:
         )
 
 
-def configuration_problems(
-    cfg: Config, model: ModelSettings, datasets: dict[str, list[BaseDataset]]
-) -> Iterator[Problem]:
+def find_contradictions(cfg: Config, model: ModelSettings, datasets: dict[str, list[BaseDataset]]) -> Iterator[Problem]:
     """Find settings that contradict each other."""
     K, ignored = model.num_classes, model.ignore_index
     for split, group in datasets.items():
@@ -161,7 +159,7 @@ def _other_ignore_indices(
     return places
 
 
-def normalisation_problem(split: str, max_value: float, model: ModelSettings) -> Iterator[Problem]:
+def check_normalisation(split: str, max_value: float, model: ModelSettings) -> Iterator[Problem]:
     """Find images of more than 8 bits that are normalised as if they had 8."""
     if model.mean and max_value > 255 and max(model.mean) < 256:
         message = f'pixel values up to {max_value:g} are normalised with a mean of {model.mean[0]:g}, for 8-bit images'

@@ -128,7 +128,7 @@ class FileInspector:
         if content.startswith(_JPEG):
             to.add_problem('mask_jpeg', path)
         if stored is not None and stored.ndim == 2:
-            to.stored_values.update(_histogram(stored))
+            to.values_in_masks.update(_histogram(stored))
         elif stored is not None:
             to.add_problem('mask_colour', path, f'{mode}, {_describe_colours(stored)}')
             return

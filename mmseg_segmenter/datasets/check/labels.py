@@ -18,7 +18,7 @@ def label_problems(
         return
     K, ignored = model.num_classes, model.ignore_index
     standard = type(find_transform(dataset, LoadAnnotations)) is LoadAnnotations
-    if standard and statistics.stored_values.keys() == {0, 255} and ignored == 255:
+    if standard and statistics.values_in_masks.keys() == {0, 255} and ignored == 255:
         yield Problem(
             'ERROR',
             split,
@@ -76,7 +76,7 @@ def palette_hint(statistics: SplitStatistics) -> str:
 
 def _reduce_zero_label_hint(statistics: SplitStatistics, dataset: BaseDataset, model: ModelSettings) -> str:
     values = _labelled_values(statistics, model)
-    if dataset.reduce_zero_label and 0 in statistics.stored_values and values[-1:] == [model.num_classes - 1]:
+    if dataset.reduce_zero_label and 0 in statistics.values_in_masks and values[-1:] == [model.num_classes - 1]:
         return (
             f'the masks hold {_shown(values)}, and reduce_zero_label=True ignores 0 and makes 1 the first class; if 0 '
             'is the first class, set it to False'
@@ -86,7 +86,7 @@ def _reduce_zero_label_hint(statistics: SplitStatistics, dataset: BaseDataset, m
 
 def _labelled_values(statistics: SplitStatistics, model: ModelSettings) -> list[int]:
     """Return the values in the mask files but for ``ignore_index``, sorted."""
-    return sorted(statistics.stored_values.keys() - {model.ignore_index})
+    return sorted(statistics.values_in_masks.keys() - {model.ignore_index})
 
 
 def _shown(values: list[int]) -> str:

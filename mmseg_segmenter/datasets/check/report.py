@@ -3,7 +3,6 @@
 import json
 import textwrap
 from collections import Counter
-from typing import Any
 
 from ...files import replace_file, write_text
 from ...tables import format_table
@@ -78,31 +77,23 @@ def _share(pixels: Counter[int], label: int, ignore_index: int) -> float | None:
     return pixels[label] / total if total else None
 
 
-def as_dict(report: Report) -> dict[str, Any]:
-    """Return the whole report for JSON: pixels and images by class, problems with up to 1000 files each."""
-    splits = {}
-    for split, statistics in report.splits.items():
-        splits[split] = dict(
-            images=statistics.images,
-            heights=statistics.heights,
-            widths=statistics.widths,
-            image_modes=dict(statistics.image_modes),
-            mask_modes=dict(statistics.mask_modes),
-            values_in_masks={str(value): count for value, count in sorted(statistics.stored_values.items())},
-            label_pixels={str(label): count for label, count in sorted(statistics.label_pixels.items())},
-            label_images={str(label): count for label, count in sorted(statistics.label_images.items())},
-        )
-    return {**vars(report), 'splits': splits, 'problems': [vars(problem) for problem in report.problems]}
-
-
 def write_json(report: Report, path: str) -> None:
-    """Write :func:`as_dict` to a file. An existing file is replaced.
+    """Write the whole report to a file, with up to 1000 files per problem. An existing file is replaced.
 
     Raises:
         OSError: the file cannot be written.
     """
-    text = json.dumps(as_dict(report), indent=1) + '\n'
-    replace_file(path, lambda part: write_text(part, text))
+    left_out = ('file_problems', 'max_value', 'digests')
+    splits = {
+        split: {
+            name: dict(sorted(value.items())) if isinstance(value, Counter) else value
+            for name, value in vars(statistics).items()
+            if name not in left_out
+        }
+        for split, statistics in report.splits.items()
+    }
+    content = {**vars(report), 'splits': splits, 'problems': [vars(problem) for problem in report.problems]}
+    replace_file(path, lambda part: write_text(part, json.dumps(content, indent=1) + '\n'))
 
 
 def plot(report: Report, path: str) -> None:

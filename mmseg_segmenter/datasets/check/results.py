@@ -96,7 +96,7 @@ class SplitStatistics:
         images: number of images.
         label_pixels: number of pixels of each label that the model sees.
         label_images: number of images that contain each label.
-        stored_values: number of pixels of each value in the mask files.
+        values_in_masks: number of pixels of each value in the mask files.
         mask_modes: number of masks of each mode of Pillow: ``L`` (grey), ``P``
             (palette), ``RGB``, ``I;16``, ...
         image_modes: the same for images.
@@ -110,7 +110,7 @@ class SplitStatistics:
     images: int = 0
     label_pixels: Counter[int] = field(default_factory=Counter)
     label_images: Counter[int] = field(default_factory=Counter)
-    stored_values: Counter[int] = field(default_factory=Counter)
+    values_in_masks: Counter[int] = field(default_factory=Counter)
     mask_modes: Counter[str] = field(default_factory=Counter)
     image_modes: Counter[str] = field(default_factory=Counter)
     heights: tuple[int, int] | None = None
@@ -131,7 +131,7 @@ class SplitStatistics:
         for kind, problem in other.file_problems.items():
             self.file_problems.setdefault(kind, FileProblem()).merge(problem)
         self.images += other.images
-        for name in ('label_pixels', 'label_images', 'stored_values', 'mask_modes', 'image_modes'):
+        for name in ('label_pixels', 'label_images', 'values_in_masks', 'mask_modes', 'image_modes'):
             getattr(self, name).update(getattr(other, name))
         self.heights, self.widths = _union(self.heights, other.heights), _union(self.widths, other.widths)
         self.max_value = max(self.max_value, other.max_value)

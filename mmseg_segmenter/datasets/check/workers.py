@@ -54,7 +54,10 @@ def inspect_all(
         for start in range(0, len(inspector.dataset), _CHUNK)
     ]
     bar = ProgressBar(sum(len(task.indices) for task in tasks), file=sys.stderr) if progress else None
-    results = _in_this_process(inspectors, tasks) if workers == 1 else _in_processes(inspectors, tasks, workers)
+    if workers == 1:
+        results = (inspectors[task.inspector].inspect(task.indices) for task in tasks)
+    else:
+        results = _in_processes(inspectors, tasks, workers)
     try:
         for task, statistics in zip(tasks, results, strict=True):
             if bar is not None:
@@ -64,13 +67,6 @@ def inspect_all(
         results.close()
         if bar is not None:
             print(file=sys.stderr)
-
-
-def _in_this_process(
-    inspectors: Sequence[FileInspector], tasks: Sequence[_Task]
-) -> Generator[SplitStatistics, None, None]:
-    for task in tasks:
-        yield inspectors[task.inspector].inspect(task.indices)
 
 
 def _in_processes(
