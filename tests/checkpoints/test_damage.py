@@ -141,7 +141,6 @@ def test_undamaged_file_of_every_kind_of_tensor(tmp_path, new_format):
         sparse=torch.eye(3).to_sparse(),
         quantised=torch.quantize_per_tensor(x, 0.1, 0, torch.qint8),
         parameter=torch.nn.Parameter(x),
-        storage=x.clone().untyped_storage(),
         size=torch.Size((10**6, 10**6)),
         optimizer=torch.optim.AdamW([torch.nn.Parameter(x)]).state_dict(),
         numpy=np.arange(5.0),
