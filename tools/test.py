@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Evaluate a checkpoint; same arguments as mmseg's tools/test.py."""
+"""Evaluate a checkpoint. Takes the arguments of mmseg's tools/test.py."""
 
 import argparse
 import os
@@ -13,12 +13,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', help='folder for the predicted label maps (PNG)')
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
     parser.add_argument('--show-dir', help='folder for pictures of annotation and prediction side by side')
-    parser.add_argument('--wait-time', type=float, default=2, help='seconds that a window stays open')
-    parser.add_argument('--amp', action='store_true', help='half precision: fp16 on a GPU, bf16 on a CPU')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds for which a window stays open (default: 2)')
+    parser.add_argument('--amp', action='store_true', help='use half precision: fp16 on a GPU, bf16 on a CPU')
     parser.add_argument('--compile', action='store_true', help='compile backbone and head (torch.compile)')
-    parser.add_argument('--tta', action='store_true', help='average over scales and flips (tta_pipeline)')
     parser.add_argument(
-        '--allow-partial', action='store_true', help='test even if the checkpoint lacks tensors of the model'
+        '--tta', action='store_true', help='average predictions over scales and flips (tta_pipeline of the config)'
+    )
+    parser.add_argument(
+        '--allow-partial', action='store_true', help='score a model even if the checkpoint lacks some of its tensors'
     )
     parser.add_argument(
         '--cfg-options', nargs='+', action='extend', metavar='KEY=VALUE',

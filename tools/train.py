@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a segmentor; takes the arguments of mmseg's tools/train.py."""
+"""Train a segmentor. Takes the arguments of mmseg's tools/train.py."""
 
 import argparse
 import os

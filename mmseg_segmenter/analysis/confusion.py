@@ -1,4 +1,4 @@
-"""Confusion matrix of a config's test set, of a checkpoint or of label maps."""
+"""Write the confusion matrix of a test set, for a checkpoint or for label maps that are already predicted."""
 
 import sys
 
@@ -6,48 +6,53 @@ import torch
 from mmengine.config import Config
 from mmengine.utils import track_iter_progress
 
-from ..engine import check_datasets, evaluators
+from ..engine import check_datasets, evaluators, find_checkpoint, run
 from ..errors import UserError
 from ..evaluation import ConfusionMatrix
 from ..evaluation.report import check_arguments
 from .samples import annotation, folder_predictor, load_dataset, load_sample
 
 
-def prepare_test(cfg: Config, checkpoint: str, out: str, sort: str = 'class') -> None:
-    """Have ``engine.run(cfg, 'test')`` write the confusion matrix of a checkpoint.
+def evaluate_checkpoint(cfg: Config, checkpoint: str, out: str, sort: str = 'class') -> None:
+    """Test a checkpoint and write its confusion matrix.
 
     Args:
         cfg: whole config; its ``test_evaluator`` is replaced.
-        checkpoint: file.
+        checkpoint: path or URL.
         out: PNG; see :func:`~mmseg_segmenter.evaluation.report.write_report`.
-        sort: order of the table.
+        sort: order of the table; see there.
 
     Raises:
-        FileNotFoundError: the dataset is missing.
-        ValueError: ``out`` is not valid, the dataset is empty, or the config
-            has no model or no test set.
-        OSError: cannot write there.
+        FileNotFoundError: the checkpoint or the dataset is missing.
+        ValueError: ``out`` is not valid, the dataset is empty, the config has no model or no test set, or as
+            :func:`mmseg_segmenter.engine.run`.
+        OSError: cannot write ``out``.
     """
     check_arguments(out, sort)
     for key in ('model', 'test_dataloader'):
         if not cfg.get(key):
             raise UserError(f'{cfg.filename} has no {key}')
     check_datasets(cfg, ('test_dataloader',))
-    cfg.load_from = checkpoint
+    cfg.load_from = find_checkpoint(checkpoint)
     cfg.test_evaluator = dict(type='ConfusionMatrix', out=out, sort=sort, ignore_index=_ignore_index(cfg))
+    run(cfg, 'test')
 
 
-def from_folder(cfg: Config, folder: str, out: str, sort: str = 'class') -> None:
-    """Compare label maps with the annotations of the test set; no model is built.
+def evaluate_label_maps(cfg: Config, folder: str, out: str, sort: str = 'class') -> None:
+    """Compare predicted label maps with the annotations of the test set and write their confusion matrix.
+
+    No model is built.
 
     Args:
         cfg: whole config.
-        folder: of ``tools/test.py --out``.
-        out: as :func:`prepare_test`.
-        sort: order of the table.
+        folder: folder of the label maps that ``tools/test.py --out`` writes.
+        out: as :func:`evaluate_checkpoint`.
+        sort: as :func:`evaluate_checkpoint`.
 
     Raises:
-        as :func:`prepare_test`, ``folder_predictor`` and ``ConfusionMatrix``.
+        FileNotFoundError: the dataset, the folder or the label map of an image is missing.
+        ValueError: ``out`` is not valid, or a file cannot be read or has a label that is no class.
+        OSError: cannot write ``out``.
     """
     metric = ConfusionMatrix(out, sort, _ignore_index(cfg))
     dataset = load_dataset(cfg, 'test')
@@ -67,5 +72,5 @@ def from_folder(cfg: Config, folder: str, out: str, sort: str = 'class') -> None
 
 
 def _ignore_index(cfg: Config) -> int:
-    """That of the evaluator that the config has."""
+    """Return the ignored label of the config's own evaluator, by default 255."""
     return next((int(one['ignore_index']) for one in evaluators(cfg, 'test') if 'ignore_index' in one), 255)

@@ -9,30 +9,27 @@ from torch import nn
 
 from ..errors import UserError
 
-# What comes before the first block.
+# Parts of the backbone before the first block.
 _EMBEDDINGS = ('cls_token', 'dist_token', 'pos_embed', 'patch_embed', 'ln_pre')
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class ViTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """The closer a layer of the backbone is to the image, the lower its learning rate.
+    """Lower the learning rate of the backbone's layers, more so the closer they are to the image.
 
-    With L blocks the rate is ``lr * decay_rate ** (L + 1 - i)``: i = 0 for
-    the tokens, position and patch embedding, 1 to L for the blocks, L + 1 for
-    what follows (final norm, heads). mmseg's
-    ``LearningRateDecayOptimizerConstructor`` does this for BEiT, MAE and
-    ConvNeXt only. Source: BEiT (ICLR 2022), appendix.
+    With L blocks the rate is ``lr * decay_rate ** (L + 1 - i)``. i is 0 for the tokens and the position and patch
+    embeddings, 1 to L for the blocks, and L + 1 for what follows (final norm, heads). mmseg's
+    ``LearningRateDecayOptimizerConstructor`` does this for BEiT, MAE and ConvNeXt only. Source: BEiT (ICLR 2022),
+    appendix.
 
     Args:
-        optim_wrapper_cfg: as mmengine's ``DefaultOptimWrapperConstructor``;
-            ``optimizer`` must have ``lr``.
-        paramwise_cfg: ``decay_rate`` above 0 and at most 1, and any option of
-            ``DefaultOptimWrapperConstructor``. Its factors for learning rates
-            apply on top.
+        optim_wrapper_cfg: as mmengine's ``DefaultOptimWrapperConstructor``; ``optimizer`` must have ``lr``.
+        paramwise_cfg: ``decay_rate`` above 0 and at most 1, and any option of ``DefaultOptimWrapperConstructor``,
+            whose factors for learning rates apply on top.
 
     Raises:
-        ValueError: ``decay_rate`` or ``optimizer.lr`` is missing or out of
-            range, or the backbone has no ``layers``.
+        ValueError: ``decay_rate`` is missing or out of range, ``optimizer.lr`` is missing, or the backbone has no
+            ``layers``.
     """
 
     def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
@@ -50,8 +47,9 @@ class ViTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def add_params(
         self, params: list[dict[str, Any]], module: nn.Module, prefix: str = '', is_dcn_module: bool | None = None
     ) -> None:
+        """Add the parameters of a module, and scale the learning rates once all are there."""
         super().add_params(params, module, prefix, is_dcn_module)
-        if prefix:  # called for every submodule; the model itself comes last
+        if prefix:  # This is called for every submodule, and for the model itself last.
             return
         layers = getattr(getattr(module, 'backbone', None), 'layers', None)
         if not isinstance(layers, nn.ModuleList):
@@ -72,7 +70,7 @@ def _name_of_backbone(model: nn.Module) -> str:
 
 
 def _layer_id(name: str, last: int) -> int:
-    """Position of a parameter, 0 next to the image, ``last`` behind the blocks."""
+    """Return the position of a parameter's layer: 0 before the blocks, ``last`` behind them."""
     root, _, rest = name.partition('.')
     part, _, rest = rest.partition('.')
     if root != 'backbone':

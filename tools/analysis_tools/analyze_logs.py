@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Loss, learning rate and mIoU of one or several trainings, as a plot and as CSV."""
+"""Plot loss, learning rate and mIoU of one or several trainings, and write them as CSV."""
 
 import argparse
 
@@ -8,11 +8,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('runs', nargs='+', metavar='RUN', help='work dirs, or scalars.json files')
     parser.add_argument('--out', required=True, metavar='NAME[.png]', help='writes NAME.png and NAME.csv')
-    parser.add_argument('--keys', nargs='+', help='what to draw (default: loss lr mIoU)')
-    parser.add_argument('--labels', nargs='+', help='names of the runs (default: their folders)')
-    parser.add_argument(
-        '--smooth', type=float, default=0.6, help='weight of the next point, below 1 (default: 0.6; 0: none)'
-    )
+    parser.add_argument('--keys', nargs='+', help='logged values to plot (default: loss lr mIoU)')
+    parser.add_argument('--labels', nargs='+', help='names of the runs (default: the names of their folders)')
+    parser.add_argument('--smooth', type=float, default=0.6, help='smoothing from 0 (none) to below 1 (default: 0.6)')
     args = parser.parse_args()
 
     from mmseg_segmenter.analysis import logs

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Samples of a dataset as the model gets them, augmented and padded, with their annotation, on one sheet."""
+"""Draw samples of a dataset as the model gets them, augmented and padded, with their annotation, on one sheet."""
 
 import argparse
 
@@ -9,10 +9,10 @@ def main() -> None:
     parser.add_argument('config', help='config file')
     parser.add_argument('--out', required=True, metavar='SHEET.png', help='picture to write')
     parser.add_argument('--split', choices=['train', 'val', 'test'], default='train', help='default: train')
-    parser.add_argument('--number', type=int, default=12, help='samples, chosen at random (default: 12)')
-    parser.add_argument('--columns', type=int, default=3, help='samples beside each other (default: 3)')
-    parser.add_argument('--seed', type=int, default=0, help='of choice and augmentation (default: 0)')
-    parser.add_argument('--original', action='store_true', help='put the image as it is in its file first')
+    parser.add_argument('--number', type=int, default=12, help='number of samples, chosen at random (default: 12)')
+    parser.add_argument('--columns', type=int, default=3, help='number of samples in a row (default: 3)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the choice and the augmentation (default: 0)')
+    parser.add_argument('--original', action='store_true', help='also show each image as it is in its file')
     parser.add_argument('--side', type=int, default=256, help='longer side of a picture in pixels (default: 256)')
     parser.add_argument(
         '--cfg-options', nargs='+', action='extend', metavar='KEY=VALUE', help='override config entries'

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Image, annotation, prediction and errors of samples of a dataset, on one sheet."""
+"""Draw images of a dataset with annotation, prediction and errors on one sheet."""
 
 import argparse
 
@@ -9,13 +9,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', nargs='?', help='checkpoint file')
     parser.add_argument(
-        '--predictions', metavar='DIR', help='label maps of tools/test.py --out, instead of a checkpoint'
+        '--predictions',
+        metavar='DIR',
+        help='folder of label maps that tools/test.py --out wrote, instead of a checkpoint',
     )
     parser.add_argument('--out', required=True, metavar='SHEET.png', help='picture to write')
     parser.add_argument('--split', choices=['val', 'test'], default='val', help='default: val')
-    parser.add_argument('--number', type=int, default=8, help='samples, chosen at random (default: 8)')
-    parser.add_argument('--columns', type=int, default=1, help='samples beside each other (default: 1)')
-    parser.add_argument('--seed', type=int, default=0, help='of the choice (default: 0)')
+    parser.add_argument('--number', type=int, default=8, help='number of samples, chosen at random (default: 8)')
+    parser.add_argument('--columns', type=int, default=1, help='number of samples in a row (default: 1)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the random choice (default: 0)')
     parser.add_argument('--side', type=int, default=256, help='longer side of a picture in pixels (default: 256)')
     parser.add_argument(
         '--cfg-options', nargs='+', action='extend', metavar='KEY=VALUE', help='override config entries'

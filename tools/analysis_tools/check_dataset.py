@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Read every image and mask of a config as training would, and say what is wrong with them."""
+"""Read every image and mask of a config as training would, and report what is wrong with them."""
 
 import argparse
 import sys
@@ -10,9 +10,11 @@ def main() -> int:
         description=__doc__, epilog='exit code: 1 if there are errors, 0 for warnings only'
     )
     parser.add_argument('config', help='config file')
-    parser.add_argument('--workers', type=int, help='processes (default: one for each core)')
-    parser.add_argument('--json', metavar='FILE', help='write all of it, with up to 1000 files for each problem')
-    parser.add_argument('--plot', metavar='FILE', help='PNG of the class frequencies')
+    parser.add_argument('--workers', type=int, help='number of processes (default: one for each core)')
+    parser.add_argument(
+        '--json', metavar='FILE', help='write the whole report to FILE, with up to 1000 file names for each problem'
+    )
+    parser.add_argument('--plot', metavar='FILE', help='write a plot of the class frequencies to FILE (PNG)')
     parser.add_argument(
         '--cfg-options', nargs='+', action='extend', metavar='KEY=VALUE', help='override config entries'
     )

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Confusion matrix and per-class IoU of the test set, as a plot and as tables."""
+"""Write the confusion matrix and the scores by class of a test set, as a plot and as tables."""
 
 import argparse
 
@@ -9,11 +9,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', nargs='?', help='checkpoint file')
     parser.add_argument(
-        '--predictions', metavar='DIR', help='label maps of tools/test.py --out, instead of a checkpoint'
+        '--predictions',
+        metavar='DIR',
+        help='folder of label maps that tools/test.py --out wrote, instead of a checkpoint',
     )
     parser.add_argument('--out', required=True, metavar='NAME.png', help='plot; the tables are named after it')
     parser.add_argument(
-        '--sort', choices=['class', 'iou', 'share'], default='class', help='table: worst, or most frequent, first'
+        '--sort',
+        choices=['class', 'iou', 'share'],
+        default='class',
+        help='order of the table: by class number, lowest IoU first, or most frequent class first (default: class)',
     )
     parser.add_argument('--work-dir', help='folder for the log (default: work_dirs/<config name>)')
     parser.add_argument(
@@ -36,10 +41,9 @@ def main() -> None:
     with errors_in_one_line():
         cfg = engine.load_config(args.config, args.work_dir, args.cfg_options)
         if args.predictions:
-            confusion.from_folder(cfg, args.predictions, args.out, args.sort)
+            confusion.evaluate_label_maps(cfg, args.predictions, args.out, args.sort)
         else:
-            confusion.prepare_test(cfg, engine.find_checkpoint(args.checkpoint), args.out, args.sort)
-            engine.run(cfg, 'test')
+            confusion.evaluate_checkpoint(cfg, args.checkpoint, args.out, args.sort)
     files = report_files(args.out)
     with open(files[-1], encoding='utf-8') as table:
         print(table.read(), end='')

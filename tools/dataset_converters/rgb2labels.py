@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Make label maps of masks with a colour (or grey level) per class."""
+"""Convert masks with a colour (or grey level) for each class to label maps."""
 
 import argparse
 
@@ -7,7 +7,7 @@ import argparse
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='Without a palette the colours in the masks are listed, in the format of a palette.',
+        epilog='Without a palette, list the colours of the masks in the format of a palette.',
     )
     parser.add_argument('source', help='folder of masks')
     parser.add_argument('destination', nargs='?', help='folder for the label maps (PNG)')
@@ -16,10 +16,13 @@ def main() -> None:
         '--tolerance',
         type=int,
         default=0,
-        help='largest difference to a colour of the palette, for masks saved as JPEG',
+        help='largest difference from a colour of the palette, for masks saved as JPEG (default: 0)',
     )
     parser.add_argument(
-        '--rename', nargs=2, metavar=('PATTERN', 'REPLACEMENT'), help='for the names before the suffix, as re.sub'
+        '--rename',
+        nargs=2,
+        metavar=('PATTERN', 'REPLACEMENT'),
+        help='rename the files with re.sub, applied to the name before the suffix',
     )
     parser.add_argument('--force', action='store_true', help='replace existing label maps')
     args = parser.parse_args()
