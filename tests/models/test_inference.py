@@ -240,6 +240,7 @@ def test_augmented_equals_mmseg(test_cfg, stack):
     assert torch.equal(found.pred_sem_seg.data.flatten(), expected.pred_sem_seg.data.flatten())
     assert len(found.pred_sem_seg.data.unique()) > 1
     assert found.pred_sem_seg.shape == (70, 64) and found.img_path == 'image.png'
+    assert found.seg_map_path == 'map.png'  # of the first sample
     # mmseg's own segmentor goes mmseg's way under our class
     (same,) = MODELS.build(dict(type='SegTTAModel', module=theirs)).test_step(copy.deepcopy(data))
     assert torch.equal(same.pred_sem_seg.data, expected.pred_sem_seg.data)

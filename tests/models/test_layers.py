@@ -162,11 +162,24 @@ def test_checkpointing_keeps_value_and_gradient():
 
 def test_official_initialisation():
     block = transformer_block(256, 4, 1024)
+    for parameter in block.parameters():
+        nn.init.constant_(parameter, 3.0)
     block.apply(init_transformer_weights)
     for weight in (block.attn.attn.in_proj_weight, block.attn.attn.out_proj.weight, block.ffn.layers[0][0].weight):
         assert weight.std().item() == pytest.approx(0.02, rel=0.02)
     for bias in (block.attn.attn.in_proj_bias, block.attn.attn.out_proj.bias, block.ffn.layers[1].bias):
         assert not bias.any()
+    for norm in (block.ln1, block.ln2):
+        assert (norm.weight == 1).all() and not norm.bias.any()
+
+
+@pytest.mark.parametrize(
+    'layer',
+    [PackedSelfAttention(8, 2, bias=False), nn.Linear(8, 8, bias=False), nn.LayerNorm(8, bias=False)],
+    ids=['attention', 'linear', 'norm'],
+)
+def test_official_initialisation_without_bias(layer):
+    layer.apply(init_transformer_weights)
 
 
 @pytest.mark.parametrize('mode', ['bilinear', 'bicubic'])
