@@ -1,4 +1,4 @@
-"""docs/own_dataset.md as its reader follows it: every config in it is checked, trained a step and evaluated."""
+"""Every config in docs/own_dataset.md passes the dataset check, trains for a step and is evaluated."""
 
 import re
 from pathlib import Path
@@ -20,14 +20,14 @@ BLOCKS = re.findall(r'^```python\n(.*?)^```', DOC, re.S | re.M)
 
 
 def block(name):
-    """The config that the document calls ``configs/segmenter/NAME``."""
+    """Return the config that the document calls ``configs/segmenter/NAME``."""
     (found,) = [text for text in BLOCKS if text.startswith(f'# configs/segmenter/{name}\n')]
     return found
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A copy of the configs, as in a checkout."""
+    """Return a folder of configs, as in a checkout."""
     (tmp_path / 'configs').mkdir()
     (tmp_path / 'configs/_base_').symlink_to(ROOT / 'configs/_base_')
     (tmp_path / 'configs/segmenter').mkdir()
@@ -35,7 +35,7 @@ def folder(tmp_path):
 
 
 def edited(name, **lines):
-    """An example config with some of its four lines replaced."""
+    """Return an example config with some of its four lines replaced."""
     text = (CONFIGS / name).read_text()
     for key, value in lines.items():
         text, count = re.subn(rf'^{key} = .*$', f'{key} = {value!r}', text, flags=re.M)
@@ -44,7 +44,7 @@ def edited(name, **lines):
 
 
 def shrunk(path, work_dir):
-    """The config with a model and schedule that take a second."""
+    """Return the config with a model and a schedule that take a second."""
     cfg = Config.fromfile(path)
     cfg.model.backbone.update(embed_dims=32, num_layers=1, num_heads=2, init_cfg=None, img_size=(64, 64))
     cfg.model.decode_head.update(in_channels=32, embed_dims=32, num_layers=1, num_heads=2)
@@ -66,7 +66,7 @@ def shrunk(path, work_dir):
 
 
 def train(path, tmp_path, problems=frozenset()):
-    """Check (which finds these kinds of problems), train one step, evaluate; the scores."""
+    """Check the dataset, train one step, evaluate, and return the scores. The check must find exactly ``problems``."""
     cfg = shrunk(path, tmp_path / 'work' / 'dir')
     report = check_dataset(cfg, 1, progress=False)
     assert {problem.kind for problem in report.problems} == problems

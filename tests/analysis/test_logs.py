@@ -22,7 +22,7 @@ def val(step, score):
 
 
 def start(work_dir, timestamp, records, tail=''):
-    """What one start of a runner leaves."""
+    """Write what a start of a runner leaves behind, and return its scalars."""
     folder = work_dir / timestamp / 'vis_data'
     folder.mkdir(parents=True)
     text = ''.join(json.dumps(record) + '\n' for record in records) + tail
@@ -33,7 +33,7 @@ def start(work_dir, timestamp, records, tail=''):
 
 @pytest.fixture
 def resumed(tmp_path):
-    """Killed at 45 after a checkpoint at 30; killed again before its first line; resumed to 60."""
+    """Write a run that was killed at 45 after a checkpoint at 30, killed again before it logged, and resumed to 60."""
     run = tmp_path / 'run'
     start(run, '20260101_100000', [train(10, 4.0), train(20, 3.0), val(20, 11.0), train(30, 2.5), train(40, 9.0),
                                    val(40, 99.0)], tail='{"lr": 0.1, "lo')  # fmt: skip
@@ -70,7 +70,7 @@ def test_one_start_alone(resumed):
 
 
 def test_logged_by_epoch(tmp_path):
-    """There `step` of a validation is the epoch, or 0, in a training by iterations."""
+    """The `step` of a validation is then the epoch, or 0 in a training by iterations."""
     records = [train(8, 2.0, epoch=1), val(1, 10.0), train(16, 1.0, epoch=2), val(2, 20.0)]
     file = start(tmp_path, '20260101_100000', records)
     assert logs.read_run(str(file), '').series('mIoU')[0].tolist() == [8, 16]

@@ -1,4 +1,4 @@
-"""Sheets and matrices of a tiny generated dataset, by the command lines."""
+"""The command lines draw sheets and matrices of a tiny generated dataset."""
 
 import re
 import runpy
@@ -78,7 +78,7 @@ def checkpoint(config):
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """A tool in this process: its exit code or message, and what it printed."""
+    """Run a tool in this process; return its exit code or message, and what it printed."""
 
     def run(tool, *args):
         monkeypatch.setattr(sys, 'argv', [tool, *map(str, args)])
@@ -92,7 +92,7 @@ def call(monkeypatch, capsys):
 
 
 def pictures(path, titles, side, height):
-    """Cut the first row out of a sheet of one column."""
+    """Cut the pictures of the first row out of a sheet of one column."""
     sheet = np.asarray(Image.open(path))
     top = 28
     return [sheet[top : top + height, 8 + i * (side + 8) :][:, :side] for i in range(titles)]
@@ -110,7 +110,7 @@ def change(config, tmp_path, **options):
 
 
 def test_the_models_input(call, config, tmp_path):
-    """Drawn is what the seeded pipeline gives, padded as the preprocessor pads."""
+    """The sheet shows what the seeded pipeline yields, padded like by the preprocessor."""
     out = tmp_path / 'sheet.png'
     code, output = call('browse_dataset.py', config, '--out', out, '--number', 1, '--side', 32, '--seed', 3)
     assert code == 0 and output == f'wrote {out}\n'
@@ -252,7 +252,7 @@ def test_wrong_arguments(call, config, args, message):
 
 @pytest.fixture(scope='module')
 def label_maps(config, checkpoint):
-    """What tools/test.py --out writes, from the model itself."""
+    """Write what tools/test.py --out writes, from the model itself."""
     cfg = Config.fromfile(config)
     folder = config.parent / 'labels'
     folder.mkdir()

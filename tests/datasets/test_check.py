@@ -1,4 +1,4 @@
-"""Every damage is found, named and counted; a sound dataset has none."""
+"""The dataset check finds, names and counts every kind of problem, and finds none in a sound dataset."""
 
 import copy
 import functools
@@ -32,7 +32,7 @@ TOOL = ROOT / 'tools' / 'analysis_tools' / 'check_dataset.py'
 
 @pytest.fixture(autouse=True, scope='module')
 def _quick_collections():
-    """mmengine collects garbage whenever it builds a dataset, through all that torch has made."""
+    """Exclude torch's objects from the garbage collection that mmengine runs for each dataset it builds."""
     gc.freeze()
     yield
     gc.unfreeze()
@@ -137,7 +137,7 @@ def test_few_tasks_are_ahead_of_the_reader(root, monkeypatch):
     assert [k for k, _ in results] == [0] * 5 + [1] * 3 and len(started) == 9
 
 
-# Ten damages, each to the files that it names.
+# Ten kinds of damage
 
 
 def truncate(path):
@@ -210,13 +210,13 @@ def test_damage(root, name):
 
 
 def test_all_damages_at_once(root):
-    """One bad file does not hide another, and the list is in the order of the files."""
+    """A problem does not hide another one."""
     for damage in ('truncated image', 'other size', 'label outside the classes', 'in both splits'):
         DAMAGES[damage][0](root)
     assert len(problems(config(root))) == 4
 
 
-# What is meant by the labels
+# Hints about labels
 
 
 def hint_of(cfg, kind):
@@ -287,7 +287,7 @@ def test_everything_ignored(root):
     assert found['WARNING', 'train', 'mask_all_ignored'].count == 6
 
 
-# Names
+# File names
 
 
 def test_suffix_of_the_masks(root):
@@ -344,7 +344,7 @@ def test_images_and_masks_in_one_folder(root):
 
 
 def test_a_list_of_files(root):
-    """Then what is not in the list is left out on purpose."""
+    """Files that are not in the list are left out on purpose, and not reported."""
     (root / 'train.txt').write_text('train_0\ntrain_1\nnot_there\n')
     cfg = config(root)
     cfg.train_dataloader.dataset.ann_file = 'train.txt'

@@ -44,7 +44,7 @@ def test_overlay_colours_and_hatching():
 
 
 def test_overlay_takes_any_labels():
-    """More classes than a byte holds, and another label that is ignored."""
+    """There may be more classes than fit into a byte, and another ignored label."""
     palette = np.zeros((300, 3), int)
     palette[299] = 250
     drawn = sheet.overlay(np.zeros((8, 8, 3), np.uint8), np.full((4, 4), 299), palette, 65535, alpha=1)
@@ -95,7 +95,7 @@ def test_legend_of_many_long_names_stays_inside():
 
 
 def test_names_do_not_overlap():
-    """Columns of ink in the legend: what lies between two swatches is at most one name, with room on both sides."""
+    """No ink touches the left side of a swatch, so a name ends before the next column of the legend starts."""
     names = ['m' * (5 + k) for k in range(9)]
     colour = [250, 0, 250]
     rows = [sheet.Row([np.full((30, 700, 3), 9, np.uint8)], '', frozenset(range(9)))]
