@@ -1,8 +1,9 @@
-"""What a converted ViT is, read from the shapes of its tensors."""
+"""Read the architecture of a converted ViT from the shapes of its tensors."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ _NAMES = {192: 'Ti', 384: 'S', 768: 'B', 1024: 'L', 1280: 'H'}
 
 @dataclass(frozen=True)
 class Architecture:
-    """Of a ViT encoder in mmseg's layout.
+    """Sizes of a ViT encoder.
 
     Attributes:
         embed_dims: width D.
@@ -24,10 +25,10 @@ class Architecture:
         feedforward_channels: hidden width of the feed-forward networks.
         patch_size: side of a patch in pixels.
         in_channels: channels of the image.
-        num_patches: rows of ``pos_embed`` without those of extra tokens.
-        with_dist_token: distilled DeiT.
-        num_parameters: of the encoder.
-        num_heads: where the source format tells.
+        num_patches: rows of ``pos_embed`` without those of class and distillation token.
+        with_dist_token: there is a distillation token (DeiT).
+        num_parameters: number of parameters of the encoder.
+        num_heads: number of attention heads, or None if the source file does not hold it.
     """
 
     embed_dims: int
@@ -42,13 +43,13 @@ class Architecture:
 
     @property
     def img_size(self) -> tuple[int, int] | None:
-        """Pixels of the (square) image that ``pos_embed`` is made for."""
+        """Height and width in pixels of the square image that ``pos_embed`` is made for, or None if none fits."""
         grid = square_grid(self.num_patches)
         return None if grid is None else (grid[0] * self.patch_size, grid[1] * self.patch_size)
 
     @property
     def mlp_ratio(self) -> float:
-        """With which ``int(mlp_ratio * embed_dims)``, as models compute it, is ``feedforward_channels``."""
+        """Ratio for which ``int(mlp_ratio * embed_dims)``, as models compute it, is ``feedforward_channels``."""
         ratio = self.feedforward_channels / self.embed_dims
         exact = int(ratio * self.embed_dims) == self.feedforward_channels
         return ratio if exact else math.nextafter(ratio, math.inf)
@@ -69,18 +70,19 @@ def read_architecture(
     origin: Mapping[str, tuple[str, ...]] | None = None,
     num_heads: int | None = None,
 ) -> Architecture:
-    """Read the sizes of an encoder and check every tensor against them.
+    """Read the sizes of an encoder, and check the shape of every tensor against them.
 
     Args:
         state: encoder in mmseg's layout, without prefix.
-        origin: our key -> source keys, for messages.
-        num_heads: where the source format tells.
+        origin: target key -> source keys, for messages.
+        num_heads: number of attention heads, or None if the source file does not hold it.
 
     Raises:
-        ValueError: names a tensor whose shape contradicts the rest.
+        UserError: names a tensor whose shape contradicts the rest, or ``pos_embed`` if it has no row for the class
+            token.
     """
 
-    def fail(key: str, expected: str) -> None:
+    def fail(key: str, expected: str) -> NoReturn:
         source = ' + '.join((origin or {}).get(key, (key,)))
         raise UserError(f'{source}: shape {tuple(state[key].shape)} contradicts the rest, expected {expected}')
 
@@ -90,16 +92,43 @@ def read_architecture(
     weight = state['patch_embed.projection.weight']
     if weight.ndim != 4 or weight.shape[0] != D or weight.shape[2] != weight.shape[3]:
         fail('patch_embed.projection.weight', f'({D}, channels, patch, patch)')
-    P = weight.shape[-1]
+    for key, shape in _shapes(D, M, depth).items():
+        if key in state and tuple(state[key].shape) != shape:
+            fail(key, str(shape))
+    pos_embed, prefix = state['pos_embed'], 2 if 'dist_token' in state else 1
+    if pos_embed.ndim != 3 or pos_embed.shape[0] != 1 or pos_embed.shape[2] != D or pos_embed.shape[1] <= prefix:
+        fail('pos_embed', f'(1, {prefix} + patches, {D})')
+    rows = pos_embed.shape[1]
+    if (grid := square_grid(rows)) and not square_grid(rows - prefix):
+        source = ' + '.join((origin or {}).get('pos_embed', ('pos_embed',)))
+        raise UserError(
+            f'{source}: its {rows} rows are a {grid[0]}x{grid[1]} grid of patches and leave none for the class token '
+            f'(as in FlexiViT, and with no_embed_class=True in timm), expected {prefix} more; SegmenterViT would take '
+            f'the first {prefix} of the grid for it, and add all others to the wrong patches'
+        )
+    return Architecture(
+        embed_dims=D,
+        num_layers=depth,
+        feedforward_channels=M,
+        patch_size=weight.shape[-1],
+        in_channels=weight.shape[1],
+        num_patches=rows - prefix,
+        with_dist_token=prefix == 2,
+        num_parameters=sum(t.numel() for t in state.values()),
+        num_heads=num_heads,
+    )
+
+
+def _shapes(width: int, hidden: int, depth: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors of an encoder but the patch and position embeddings, by key."""
+    D, M = width, hidden
     shapes: dict[str, tuple[int, ...]] = {
         'cls_token': (1, 1, D),
+        'dist_token': (1, 1, D),
         'patch_embed.projection.bias': (D,),
         'ln1.weight': (D,),
         'ln1.bias': (D,),
     }
-    extra = 1
-    if 'dist_token' in state:
-        shapes['dist_token'], extra = (1, 1, D), 2
     block = {
         'attn.attn.in_proj_weight': (3 * D, D),
         'attn.attn.in_proj_bias': (3 * D,),
@@ -111,32 +140,20 @@ def read_architecture(
         'ffn.layers.1.bias': (D,),
         **{f'{norm}.{kind}': (D,) for norm in ('ln1', 'ln2') for kind in ('weight', 'bias')},
     }
-    shapes |= {f'layers.{i}.{name}': shape for i in range(depth) for name, shape in block.items()}
-    for key, shape in shapes.items():
-        if key in state and tuple(state[key].shape) != shape:
-            fail(key, str(shape))
-    pos_embed = state['pos_embed']
-    if pos_embed.ndim != 3 or pos_embed.shape[0] != 1 or pos_embed.shape[2] != D or pos_embed.shape[1] <= extra:
-        fail('pos_embed', f'(1, {extra} + patches, {D})')
-    return Architecture(
-        embed_dims=D,
-        num_layers=depth,
-        feedforward_channels=M,
-        patch_size=P,
-        in_channels=weight.shape[1],
-        num_patches=pos_embed.shape[1] - extra,
-        with_dist_token=extra == 2,
-        num_parameters=sum(t.numel() for t in state.values()),
-        num_heads=num_heads,
-    )
+    return shapes | {f'layers.{i}.{name}': shape for i in range(depth) for name, shape in block.items()}
+
+
+def standard_heads(width: int) -> int:
+    """Return the number of heads of 64 channels, or the next smaller number that divides the width."""
+    return next(heads for heads in range(max(width // 64, 1), 0, -1) if width % heads == 0)
 
 
 def value_warnings(source: str, state: Mapping[str, Tensor]) -> list[str]:
-    """What a user should know of the values: keys of tensors with NaN or infinity."""
+    """Return warnings about the values of tensors: the keys of those that hold NaN or infinity."""
     bad = [key for key, t in state.items() if t.is_floating_point() and t.numel() and not _all_finite(t)]
     return [f'{source}: NaN or infinite values in {listed(bad)}'] if bad else []
 
 
 def _all_finite(tensor: Tensor) -> bool:
-    # NaN and infinity come out as an extreme; torch.isfinite would make temporaries as large as the tensor
+    # aminmax returns NaN or infinity if there is any; torch.isfinite would allocate a mask as large as the tensor
     return all(math.isfinite(extreme) for extreme in torch.aminmax(tensor))

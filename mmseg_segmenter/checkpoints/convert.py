@@ -1,4 +1,4 @@
-"""Convert a file with a pretrained encoder, and account for it."""
+"""Convert a file of pretrained weights of an encoder, and account for every tensor in it."""
 
 import os
 import sys
@@ -10,9 +10,9 @@ from torch import Tensor
 from ..command_line import conversion_parser, errors_in_one_line
 from ..errors import UserError
 from ..files import refuse_existing, write_atomically, write_checkpoint
-from .architecture import Architecture, read_architecture, value_warnings
-from .formats import augreg, timm
-from .keymap import Conversion, listed
+from .architecture import Architecture, read_architecture, standard_heads, value_warnings
+from .formats import find_encoder_format
+from .keymap import Conversion
 from .patch_size import resize_patch_embed
 from .read import local_path, provenance, read_tensors
 from .verify import Comparison, verify_encoder
@@ -25,13 +25,15 @@ class Encoder:
     Attributes:
         source: path of the file it was read from.
         architecture: its sizes.
-        conversion: tensors and the account of every source key.
-        verified: outputs of both files, if they were compared.
+        conversion: its tensors and an account of every source key.
+        eps: LayerNorm eps of the models that such files are written from.
+        verified: comparison with the source, or None if it was not verified.
     """
 
     source: str
     architecture: Architecture
     conversion: Conversion
+    eps: float
     verified: Comparison | None = None
 
     @property
@@ -39,60 +41,68 @@ class Encoder:
         """What a user should know before training from these weights."""
         return value_warnings(self.source, self.conversion.state_dict)
 
+    @property
+    def assumptions(self) -> list[str]:
+        """What the file does not hold, with the value to be set in the config."""
+        assumed = ['exact (erf) GELU', f'LayerNorm eps {self.eps:g}']
+        width, size = self.architecture.embed_dims, self.architecture.img_size
+        if self.architecture.num_heads is None:
+            assumed.append(f'num_heads {standard_heads(width)} (width // 64)')
+        P, N = self.architecture.patch_size, self.architecture.num_patches
+        assumed.append(f'square grid of {size[0] // P}x{size[1] // P} patches' if size else f'grid of 1x{N} patches')
+        return assumed
+
     def __str__(self) -> str:
-        dropped = listed(self.conversion.dropped) or 'nothing'
-        sources = sum(map(len, self.conversion.origin.values()))
-        return (
-            f'read {self.source}: {self.architecture}\n'
-            f'mapped {sources} tensors to {len(self.conversion.state_dict)}; dropped {dropped}'
-            + (f'\nverified: {self.verified}' if self.verified else '')
-        )
+        lines = [f'read {self.source}: {self.architecture}', str(self.conversion)]
+        lines.append(f'assumed, as the file does not hold it: {", ".join(self.assumptions)}')
+        if self.verified:
+            lines.append(f'verified: {self.verified}')
+        return '\n'.join(lines)
 
 
 def read_encoder(path: str) -> Encoder:
-    """Read an AugReg ``.npz``, or a timm or DeiT ``.pth`` or ``.safetensors``.
+    """Read pretrained weights of an encoder, and convert them to mmseg's layout in memory.
+
+    Args:
+        path: AugReg ``.npz``, or timm or DeiT ``.pth`` or ``.safetensors``.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: names the file and what is wrong: damaged or refused, keys
-            missing or unknown, shapes that contradict each other.
+        MissingFileError: no such file.
+        UserError: names the file and what is wrong: it is damaged or refused, its layout is not known, keys are
+            missing or unknown, or shapes contradict each other.
     """
     return to_encoder(path, read_tensors(path))
 
 
 def to_encoder(source: str, tensors: Mapping[str, Tensor]) -> Encoder:
-    """Convert the tensors of an AugReg, timm or DeiT encoder.
+    """Convert the tensors of an encoder to mmseg's layout.
 
     Args:
-        source: where they are from, for messages.
-        tensors: by their foreign names.
+        source: path of the file they were read from, for messages.
+        tensors: source key -> tensor.
 
     Raises:
-        UserError: names the source and what is wrong: keys missing or unknown, shapes that contradict each other.
+        UserError: names the source and what is wrong: its layout is not known, keys are missing or unknown, or shapes
+            contradict each other.
     """
     try:
-        conversion = _to_mmseg(tensors)
-        architecture = read_architecture(conversion.state_dict, conversion.origin, augreg.num_heads(tensors))
+        layout = find_encoder_format(tensors)
+        conversion = layout.to_mmseg(tensors)
+        architecture = read_architecture(conversion.state_dict, conversion.origin, layout.num_heads(tensors))
     except ValueError as error:
         raise UserError(f'{source}: cannot convert, {error}') from None
-    return Encoder(source, architecture, conversion)
-
-
-def is_foreign(tensors: Mapping[str, Tensor]) -> bool:
-    """Return whether these are the tensors of a JAX or timm ViT, rather than of mmseg's layout."""
-    return any('/' in key for key in tensors) or {'patch_embed.proj.weight', 'blocks.0.norm1.weight'} <= tensors.keys()
-
-
-def _to_mmseg(tensors: Mapping[str, Tensor]) -> Conversion:
-    is_jax = any('/' in key for key in tensors)
-    return augreg.to_mmseg(tensors) if is_jax else timm.to_mmseg(tensors)
+    return Encoder(source, architecture, conversion, layout.EPS)
 
 
 def with_patch_size(encoder: Encoder, patch_size: int) -> Encoder:
-    """The encoder for patches of another size; its position embedding keeps its grid.
+    """Resize the patch embedding of an encoder to patches of another size. The position embedding keeps its grid.
+
+    Args:
+        encoder: as :func:`read_encoder` returns it.
+        patch_size: new side of a patch in pixels.
 
     Raises:
-        ValueError: ``patch_size`` is not positive.
+        UserError: ``patch_size`` is not positive.
     """
     key = 'patch_embed.projection.weight'
     state = dict(encoder.conversion.state_dict)
@@ -104,24 +114,23 @@ def with_patch_size(encoder: Encoder, patch_size: int) -> Encoder:
 def convert_encoder(
     source: str, destination: str, force: bool = False, verify: bool = False, patch_size: int | None = None
 ) -> Encoder:
-    """Convert a file; the destination is written whole or not at all.
+    """Convert a file of pretrained weights. The destination is written whole or not at all.
 
-    It holds plain tensors and a small ``meta`` dict, loads with
-    ``weights_only=True`` and in plain mmseg.
+    It holds tensors and a small ``meta`` dict. It loads with ``weights_only=True``, and into plain mmseg.
 
     Args:
         source: as :func:`read_encoder`.
         destination: ``.pth`` file; its folder is made.
         force: replace an existing destination.
-        verify: write it only if it gives the same tokens as the source, see
+        verify: write the file only if it gives the same tokens as the source, see
             :func:`mmseg_segmenter.checkpoints.verify.verify_encoder`.
-        patch_size: resize the patch embedding, see :func:`with_patch_size`.
+        patch_size: resize the patch embedding to this size, see :func:`with_patch_size`.
 
     Raises:
-        FileExistsError: the destination exists and ``force`` is not set.
-        IsADirectoryError: the destination is a folder.
-        OSError: cannot write there.
-        ValueError: the tokens differ, or ``verify`` with ``patch_size``, as they then must.
+        ExistingFileError: the destination exists and ``force`` is not set.
+        NotAFileError: the destination is a folder.
+        FileAccessError: the destination cannot be written.
+        UserError: the tokens differ, or ``verify`` is combined with ``patch_size``, which changes the tokens.
         others: as :func:`read_encoder`.
     """
     if verify and patch_size is not None:

@@ -1,8 +1,7 @@
-"""Declarative maps from foreign checkpoint layouts to mmseg's, and back.
+"""Convert checkpoints between other projects' layouts and mmseg's by declarative rules.
 
-A format is a list of rules, one for each tensor of ours, and a list of keys
-that are dropped on purpose. Whatever is left over, or missing, is an error:
-nothing gets lost on the way.
+A layout is described by a list of rules, one for each tensor in mmseg's layout, and a list of keys that are dropped
+on purpose. Any other key, and any missing key, is an error, so that no tensor is lost silently.
 """
 
 import fnmatch
@@ -17,25 +16,25 @@ from ..errors import UserError
 
 
 def keep(tensors: Sequence[Tensor]) -> Tensor:
-    """The one source tensor as it is."""
+    """Return the only source tensor unchanged."""
     return tensors[0]
 
 
 def keep_back(tensor: Tensor) -> list[Tensor]:
-    """Inverse of :func:`keep`."""
+    """Undo :func:`keep`."""
     return [tensor]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How one tensor of ours is made.
+    """How one tensor in mmseg's layout is made from source tensors.
 
     Args:
-        sources: keys it is made of; ``{i}`` stands for the number of a block.
-        target: its key, likewise.
-        join: from the source tensors to ours.
+        sources: keys of the source tensors; ``{i}`` stands for the number of a block.
+        target: key in mmseg's layout, with ``{i}`` likewise.
+        join: computes the target tensor from the source tensors.
         split: the inverse of ``join``.
-        optional: the tensor may be absent (in all blocks or in none).
+        optional: the tensor may be absent, in all blocks or in none.
     """
 
     sources: tuple[str, ...]
@@ -45,46 +44,53 @@ class Rule:
     optional: bool = False
 
     def below(self, source: str, target: str) -> 'Rule':
-        """The same rule with a prefix on either side."""
+        """Return the rule with a prefix on the source keys and another on the target key."""
         return Rule(tuple(source + s for s in self.sources), target + self.target, self.join, self.split, self.optional)
 
     def blocks(self, keys: Sequence[str]) -> list[int]:
-        """Numbers of the blocks that ``keys`` have for this rule: 0 to the largest."""
+        """Return the numbers of the blocks to look for: 0 to the largest found in ``keys``."""
         if '{i}' not in self.target:
             return [0]
         start = re.compile(re.escape(self.sources[0].partition('{i}')[0]) + r'(\d+)')
         return list(range(1 + max((int(m[1]) for m in map(start.match, keys) if m), default=0)))
 
     def numbered(self, i: int) -> tuple[tuple[str, ...], str]:
-        """Source keys and target key of block ``i``."""
+        """Return the source keys and the target key of block ``i``."""
         return tuple(s.replace('{i}', str(i)) for s in self.sources), self.target.replace('{i}', str(i))
 
 
 @dataclass
 class Conversion:
-    """Result of a conversion and the account of it.
+    """Result of a conversion, with an account of every key.
 
     Attributes:
         state_dict: tensors under mmseg's keys.
-        origin: for each of them the source keys.
-        dropped: source keys left out on purpose.
+        origin: target key -> source keys.
+        dropped: source keys that were dropped on purpose.
+        filled: target keys that have no source and hold zeros.
     """
 
     state_dict: dict[str, Tensor] = field(default_factory=dict)
     origin: dict[str, tuple[str, ...]] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
+    filled: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        sources = sum(map(len, self.origin.values()))
+        text = f'mapped {sources} tensors to {len(self.origin)}; dropped {listed(self.dropped) or "nothing"}'
+        return text + ('; qkv bias absent: written as 0' if self.filled else '')
 
 
 def convert(state: Mapping[str, Tensor], rules: Sequence[Rule], dropped: Sequence[str] = ()) -> Conversion:
-    """Apply the rules to a foreign state.
+    """Convert a state_dict to mmseg's layout.
 
     Args:
         state: source key -> tensor.
-        rules: the format; a rule with ``{i}`` is applied to each block found.
-        dropped: patterns (``fnmatch``) of keys that are left out on purpose.
+        rules: description of the source layout; a rule with ``{i}`` is applied to each block found.
+        dropped: patterns (``fnmatch``) of source keys that are dropped on purpose.
 
     Raises:
-        ValueError: lists the keys that are missing and those no rule knows.
+        UserError: lists the keys that are missing and the keys that no rule knows.
     """
     result = Conversion()
     missing: list[str] = []
@@ -110,10 +116,14 @@ def convert(state: Mapping[str, Tensor], rules: Sequence[Rule], dropped: Sequenc
 
 
 def invert(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
-    """Apply the rules backwards: our tensors under the foreign keys.
+    """Convert a state_dict in mmseg's layout back to the layout that the rules describe.
+
+    Args:
+        state: target key -> tensor.
+        rules: description of the other layout.
 
     Raises:
-        ValueError: lists the keys that are missing and those no rule knows.
+        UserError: lists the keys that are missing and the keys that no rule knows.
     """
     splits = {}
     backwards = []
@@ -130,10 +140,10 @@ def invert(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tens
 
 
 def listed(keys: Sequence[str], most: int = 12) -> str:
-    """Keys for a message, not more than a screen of them."""
+    """Join keys for a message; only the first ``most`` are named."""
     return ', '.join(keys[:most]) + (f', and {len(keys) - most} more' if len(keys) > most else '')
 
 
 def cat(tensors: Sequence[Tensor]) -> Tensor:
-    """Pack q, k and v below each other."""
+    """Concatenate the tensors of queries, keys and values along the first dimension."""
     return torch.cat(list(tensors), dim=0)

@@ -18,7 +18,7 @@ from .architecture import Architecture, read_architecture, value_warnings
 from .formats import official_segmenter
 from .keymap import Conversion, listed
 from .read import provenance, read_tensors
-from .verify import Comparison, verify_run
+from .verify import Comparison, verify_official_run
 
 # segm/data/utils.py, STATS, in units of 8-bit pixels
 _NORMALIZATION = {
@@ -129,7 +129,7 @@ def read_run(source: str) -> OfficialRun:
         names = {k: k.removeprefix('backbone.') for k in conversion.state_dict if k.startswith('backbone.')}
         architecture = read_architecture(
             {names[k]: conversion.state_dict[k] for k in names},
-            {names[k]: conversion.origin[k] for k in names},
+            {names[k]: conversion.origin[k] for k in names if k in conversion.origin},
             heads,
         )
     except ValueError as error:
@@ -228,7 +228,7 @@ def convert_run(source: str, destination: str, force: bool = False, verify: bool
         destination: folder, made if needed.
         force: replace existing files.
         verify: write them only if the model they make gives the official
-            logits, see :func:`mmseg_segmenter.checkpoints.verify.verify_run`.
+            logits, see :func:`mmseg_segmenter.checkpoints.verify.verify_official_run`.
 
     Raises:
         FileExistsError: a file exists and ``force`` is not set.
@@ -248,7 +248,8 @@ def convert_run(source: str, destination: str, force: bool = False, verify: bool
 
     def check(staging: str) -> Comparison:
         config, model = (os.path.join(staging, name) for name in ('config.py', 'model.pth'))
-        return verify_run(run.checkpoint, run.variant['net_kwargs'], config, model)
+        net = run.variant['net_kwargs']
+        return verify_official_run(run.checkpoint, net['image_size'], net['n_heads'], config, model)
 
     return replace(run, verified=write_atomically(destination, writers, force, check if verify else None))
 
@@ -351,7 +352,7 @@ def write_official_run(
         destination: folder, made if needed.
         force: replace existing files.
         verify: write them only if the official model gives the same logits,
-            see :func:`mmseg_segmenter.checkpoints.verify.verify_run`.
+            see :func:`mmseg_segmenter.checkpoints.verify.verify_official_run`.
 
     Returns:
         Outputs of both models, if they were compared.
@@ -379,7 +380,8 @@ def write_official_run(
     }
 
     def check(staging: str) -> Comparison:
-        net_kwargs = read_variant(os.path.join(staging, 'variant.yml'))['net_kwargs']
-        return verify_run(os.path.join(staging, 'checkpoint.pth'), net_kwargs, config, checkpoint)
+        net = read_variant(os.path.join(staging, 'variant.yml'))['net_kwargs']
+        official = os.path.join(staging, 'checkpoint.pth')
+        return verify_official_run(official, net['image_size'], net['n_heads'], config, checkpoint)
 
     return write_atomically(destination, writers, force, check if verify else None)

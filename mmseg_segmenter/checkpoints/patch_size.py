@@ -1,4 +1,4 @@
-"""Patch embeddings for patches of another size."""
+"""Resize the kernels of a patch embedding to patches of another size."""
 
 import torch
 import torch.nn.functional as F
@@ -8,21 +8,21 @@ from ..errors import UserError
 
 
 def resize_patch_embed(weight: Tensor, patch_size: int) -> Tensor:
-    """Kernels that see in patches of another size what the old ones see in theirs.
+    """Resize the kernels of a patch embedding so that they respond to resized patches as before.
 
-    Patches are resized bilinearly with antialiasing. Kernels are not images: of all new ones, those whose answer to
-    the resized patch is closest, in the mean over white noise, to the answer of the old ones to the patch (FlexiViT,
-    CVPR 2023, section 3.4). For larger patches the answers are equal.
+    A patch is resized bilinearly with antialiasing. The new kernels minimise the squared difference between their
+    response to the resized patch and the response of the old kernels to the patch, in expectation over white noise
+    (FlexiViT, CVPR 2023, section 3.4). For larger patches, the responses are equal.
 
     Args:
-        weight: (C, channels, P, P).
-        patch_size: new P.
+        weight: (C, channels, P, P) kernels.
+        patch_size: new side of a patch in pixels.
 
     Returns:
-        (C, channels, patch_size, patch_size) in the dtype of ``weight``.
+        (C, channels, patch_size, patch_size) kernels in the dtype of ``weight``.
 
     Raises:
-        ValueError: ``patch_size`` is not positive.
+        UserError: ``patch_size`` is not positive.
     """
     if patch_size < 1:
         raise UserError(f'patch_size={patch_size}; expected a positive number of pixels')

@@ -6,8 +6,9 @@ from typing import Any
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from ..models.load_report import FILE_KEY
-from .convert import is_foreign, to_encoder
+from .convert import to_encoder
 from .download import PREFIX
+from .formats import is_encoder
 from .integrity import Format
 from .read import read
 
@@ -30,7 +31,7 @@ def load_from_mmseg_segmenter(filename: str, map_location: Any = None) -> Any:
     if checkpoint.format is Format.TORCH:
         return _with_name(checkpoint.content, filename)
     tensors = checkpoint.tensors
-    if is_foreign(tensors):
+    if is_encoder(tensors):
         tensors = to_encoder(filename, tensors).conversion.state_dict
     return _with_name(dict(state_dict=tensors, meta={}), filename)  # mmseg's init_model asks for "meta"
 

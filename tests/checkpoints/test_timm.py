@@ -65,3 +65,29 @@ def test_npz_as_timms_own_loader_reads_it(tmp_path):
     ours = layout.from_mmseg(result.conversion.state_dict)
     assert ours.keys() == theirs.state_dict().keys()
     assert all(torch.equal(ours[key], value) for key, value in theirs.state_dict().items())
+
+
+def test_absent_qkv_bias_gives_equal_tokens(tmp_path):
+    """The written zeros make up for it in a SegmenterViT with default arguments."""
+    theirs = random(timm.create_model('vit_tiny_patch16_224', depth=3, img_size=64, num_classes=0, qkv_bias=False))
+    torch.save(theirs.state_dict(), tmp_path / 'timm.pth')
+    result = convert.convert_encoder(str(tmp_path / 'timm.pth'), str(tmp_path / 'ours.pth'), verify=True)
+    assert 'qkv bias absent: written as 0' in str(result) and 'of timm' in result.verified.reference
+    ours = SegmenterViT(
+        img_size=64, embed_dims=192, num_layers=3, num_heads=3, final_norm=True, **EPS,
+        init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'ours.pth')),
+    )  # fmt: skip
+    ours.init_weights()
+    image = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        tokens = theirs.double().forward_features(image)[:, 1:]
+        feature_map = ours.double().eval()(image)[0]
+    assert tokens.abs().max() > 1
+    assert_close(feature_map.flatten(2).transpose(1, 2), tokens, atol=1e-12, rtol=0)
+
+
+def test_flexivit_is_refused(tmp_path):
+    theirs = timm.create_model('flexivit_small', depth=1, img_size=240)
+    torch.save(theirs.state_dict(), tmp_path / 'timm.pth')
+    with pytest.raises(ValueError, match='its 225 rows are a 15x15 grid of patches and leave none for the class token'):
+        convert.read_encoder(str(tmp_path / 'timm.pth'))

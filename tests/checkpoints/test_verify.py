@@ -13,8 +13,9 @@ import torch
 from torch.testing import assert_close
 
 from mmseg_segmenter import Segmenter, SegmenterViT
-from mmseg_segmenter.checkpoints import convert, verify
+from mmseg_segmenter.checkpoints import convert
 from mmseg_segmenter.checkpoints import official_run as converter
+from mmseg_segmenter.checkpoints.architecture import standard_heads
 from mmseg_segmenter.checkpoints.formats import augreg, official_segmenter, timm
 from mmseg_segmenter.checkpoints.keymap import keep, keep_back
 from mmseg_segmenter.checkpoints.official_run import convert_run, write_official_run
@@ -104,14 +105,14 @@ def untransposed(rules, source):
 def test_official_forward_is_the_official_codes(name):
     reference = official.load(name)
     image = torch.from_numpy(reference['in/a_2x64x64']).double()
-    ours = verify.official_logits(official.weights(reference), image, num_heads=3)
+    ours = official_segmenter.reference_logits(official.weights(reference), image, num_heads=3)
     assert_close(ours, torch.from_numpy(reference['lowres_f64/a_2x64x64']), atol=1e-11, rtol=0)
 
 
 def test_jax_forward_is_flaxs():
     with np.load(NPZ) as weights, np.load(DATA / 'augreg_tiny_i21k_forward.npz') as file:
         image = torch.from_numpy(file['image_nhwc']).permute(0, 3, 1, 2).double()
-        ours = verify.jax_tokens({k: torch.from_numpy(v) for k, v in weights.items()}, image)
+        ours = augreg.reference_tokens({k: torch.from_numpy(v) for k, v in weights.items()}, image, num_heads=2)
         assert_close(ours, torch.from_numpy(file['tokens_exact_gelu']), atol=3e-6, rtol=0)
 
 
@@ -135,7 +136,7 @@ def test_augreg_with_the_names_of_todays_flax(tmp_path):
 
 def test_timm(tmp_path, timm_file, monkeypatch, capsys):
     assert run_tool(monkeypatch, 'timm2mmseg.py', timm_file, tmp_path / 'out.pth', '--verify') == 0
-    heads = '(num_heads=1 assumed, width // 64: the file does not tell)'
+    heads = '(num_heads=1 assumed, width // 64: the file does not hold it)'
     assert_verified(capsys.readouterr().out, f'a plain forward of the timm layout {heads}')
 
 
@@ -159,7 +160,7 @@ def test_official_and_back(tmp_path, official_run, monkeypatch, capsys):
 
 
 def test_heads_of_odd_widths():
-    assert [verify._standard_heads(width) for width in (32, 192, 768, 1024, 200)] == [1, 3, 12, 16, 2]
+    assert [standard_heads(width) for width in (32, 192, 768, 1024, 200)] == [1, 3, 12, 16, 2]
 
 
 # Wrong ones

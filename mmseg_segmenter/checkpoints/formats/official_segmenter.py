@@ -2,14 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..keymap import Conversion, Rule, convert, invert
 from . import timm
 
+NAME = 'official'
+CONVERTER = 'segm2mmseg.py'
+EPS = 1e-5  # torch's default
+
 
 def _transposed(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0].T  # used as x @ W; a Linear holds W.T
+    return tensors[0].T  # the official code computes x @ W; a Linear holds W.T
 
 
 def _transposed_back(tensor: Tensor) -> list[Tensor]:
@@ -21,7 +27,7 @@ def _conv1x1(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _linear(tensor: Tensor) -> list[Tensor]:
-    return [tensor[:, :, 0, 0]]
+    return [tensor[:, :, 0, 0]]  # (K, D, 1, 1) -> (K, D)
 
 
 ENCODER_RULES = [rule.below('encoder.', 'backbone.') for rule in timm.RULES]
@@ -42,25 +48,73 @@ MASK_RULES = [
         for kind in ('weight', 'bias')
     ),
 ]
-# The ImageNet classifier, which Segmenter never uses.
+# The ImageNet classifier, which Segmenter does not use.
 DROPPED = ('encoder.head.*', 'encoder.head_dist.*')
 
 
+def detect(tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether the keys are those of an official Segmenter."""
+    return any(key.startswith('encoder.') for key in tensors) and any(key.startswith('decoder.') for key in tensors)
+
+
 def to_mmseg(state: Mapping[str, Tensor]) -> Conversion:
-    """Convert ``checkpoint['model']`` of the official code.
+    """Convert the ``checkpoint['model']`` of the official code.
+
+    Args:
+        state: source key -> tensor.
 
     Raises:
-        ValueError: lists missing and unknown keys.
+        UserError: lists missing and unknown keys.
     """
     decoder = LINEAR_RULES if 'decoder.head.weight' in state else MASK_RULES
-    return convert(state, ENCODER_RULES + decoder, DROPPED)
+    return timm.fill_qkv_bias(convert(state, ENCODER_RULES + decoder, DROPPED))
 
 
 def from_mmseg(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse; the official model also wants the unused ``encoder.head``.
+    """Convert a ``Segmenter`` to the official layout, without the unused ``encoder.head``.
+
+    Args:
+        state: whole segmentor in mmseg's layout.
 
     Raises:
-        ValueError: lists missing and unknown keys.
+        UserError: lists missing and unknown keys.
     """
     decoder = LINEAR_RULES if 'decode_head.conv_seg.weight' in state else MASK_RULES
     return invert(state, ENCODER_RULES + decoder)
+
+
+def decoder_heads(width: int, encoder_heads: int) -> int:
+    """Return the attention heads of a mask decoder: width // 64 as in ``segm/model/factory.py``.
+
+    A decoder that is narrower than those of the official code has as many as the encoder.
+    """
+    return width // 64 or encoder_heads
+
+
+def reference_logits(weights: Mapping[str, Tensor], image: Tensor, num_heads: int) -> Tensor:
+    """Run the official Segmenter in plain torch on its own keys, up to the upsampling.
+
+    Args:
+        weights: ``checkpoint['model']``.
+        image: (B, 3, H, W) in float64, of the size that the position embedding is made for.
+        num_heads: attention heads of the encoder.
+
+    Returns:
+        (B, K, h, w) logits at patch resolution.
+    """
+    layers = timm.PlainLayers(weights, EPS)
+    x = layers.tokens(image, 'encoder.', num_heads)[:, 2 if 'encoder.dist_token' in weights else 1 :]
+    if 'decoder.head.weight' in weights:
+        x = layers.linear(x, 'decoder.head')
+    else:
+        x = layers.linear(x, 'decoder.proj_dec')
+        cls_emb = layers['decoder.cls_emb']
+        x = torch.cat((x, cls_emb.expand(len(x), -1, -1)), 1)  # (B, N + K, C): patches, then classes
+        x = layers.blocks(x, 'decoder.', decoder_heads(x.shape[-1], num_heads))
+        x = layers.norm(x, 'decoder.decoder_norm')
+        K = cls_emb.shape[1]
+        patches, classes = x[:, :-K] @ layers['decoder.proj_patch'], x[:, -K:] @ layers['decoder.proj_classes']
+        x = F.normalize(patches, dim=-1) @ F.normalize(classes, dim=-1).transpose(1, 2)  # (B, N, K)
+        x = layers.norm(x, 'decoder.mask_norm')
+    P = weights['encoder.patch_embed.proj.weight'].shape[-1]
+    return x.transpose(1, 2).unflatten(2, (image.shape[2] // P, image.shape[3] // P))
