@@ -23,7 +23,7 @@ HEADS = dict(
     linear=dict(type='LinearHead', num_classes=300),  # more than a byte of classes
     binary=dict(type='FCNHead', channels=16, num_convs=0, num_classes=2, out_channels=1, threshold=0.45),
     aligned=dict(type='FCNHead', channels=16, num_convs=0, num_classes=50, align_corners=True),
-    # predict() of its own
+    # has its own predict()
     enc=dict(type='EncHead', channels=8, in_channels=[16], in_index=[-1], num_codes=3, use_se_loss=False,
              add_lateral=False, norm_cfg=dict(type='BN'), num_classes=4),
 )  # fmt: skip
@@ -157,7 +157,7 @@ def test_nothing_as_large_as_the_logits(test_cfg, monkeypatch):
 
 @torch.no_grad()
 def test_logits_of_pixels_are_added_up():
-    """Heads with a predict() of their own: one map of the image, however often windows overlap."""
+    """A head with its own predict() needs one map of the image, however much windows overlap."""
     test_cfg = dict(mode='slide', crop_size=(32, 32), stride=(8, 8), window_batch_size=1)
     model, theirs = ours_and_theirs('enc', **test_cfg)
     image = torch.randn(1, 3, 120, 120, dtype=torch.float64)
@@ -241,14 +241,14 @@ def test_augmented_equals_mmseg(test_cfg, stack):
     assert len(found.pred_sem_seg.data.unique()) > 1
     assert found.pred_sem_seg.shape == (70, 64) and found.img_path == 'image.png'
     assert found.seg_map_path == 'map.png'  # of the first sample
-    # mmseg's own segmentor goes mmseg's way under our class
+    # our class leaves mmseg's segmentor to mmseg's code
     (same,) = MODELS.build(dict(type='SegTTAModel', module=theirs)).test_step(copy.deepcopy(data))
     assert torch.equal(same.pred_sem_seg.data, expected.pred_sem_seg.data)
 
 
 @torch.no_grad()
 def test_augmented_binary_averages_probabilities(stack):
-    """mmseg takes the sigmoid of what is one already, so that nothing is below 0.5."""
+    """mmseg applies the sigmoid twice, so that no probability is below 0.5."""
     model, _ = ours_and_theirs('binary', mode='whole', return_logits=True)
     data = augmented(torch.randn(1, 3, 50, 60, dtype=torch.float64), (70, 64))
     (found,) = MODELS.build(dict(type='SegTTAModel', module=model)).test_step(copy.deepcopy(data))

@@ -121,7 +121,7 @@ def test_half_precision_logits_are_summed_in_float32():
 
 
 def test_loss_scaling_reaches_the_gradient():
-    """As a GradScaler does, and backward twice gives the same."""
+    """Scale the loss as a GradScaler does; backward twice gives the same."""
     logits, labels = problem()
     loss, _ = upsampled_cross_entropy(logits, labels)
     (once,) = torch.autograd.grad(loss, logits, retain_graph=True)
@@ -164,7 +164,7 @@ class _Other(CrossEntropyLoss):
     [dict(type='DiceLoss'), dict(type='FocalLoss'), dict(reduction='none'), dict(type=_Other)],
     ids=['dice', 'focal', 'unreduced', 'derived'],
 )
-def test_other_losses_go_mmsegs_way(options, monkeypatch):
+def test_other_losses_are_left_to_mmseg(options, monkeypatch):
     one = head(**options) if 'type' not in options else MODELS.build(
         dict(type='LinearHead', in_channels=8, num_classes=K, loss_decode=options)
     )  # fmt: skip
@@ -183,7 +183,7 @@ def test_a_list_of_one_loss_is_that_loss(monkeypatch):
     results(type(one).loss_by_feat, one, *problem())
 
 
-def test_several_losses_and_samplers_go_mmsegs_way(monkeypatch):
+def test_several_losses_and_samplers_are_left_to_mmseg(monkeypatch):
     calls = []
     monkeypatch.setattr(BaseDecodeHead, 'loss_by_feat', lambda *args: calls.append(args) or {})
     ce = dict(type='CrossEntropyLoss')
