@@ -15,7 +15,7 @@ from evil import Evil
 
 from mmseg_segmenter.checkpoints import official_run
 from mmseg_segmenter.checkpoints.convert import command_line, convert_encoder
-from mmseg_segmenter.checkpoints.official_run import convert_run
+from mmseg_segmenter.checkpoints.official_run import convert_official_run
 from mmseg_segmenter.files import write_atomically, write_text
 
 TOOLS = Path(__file__).parents[2] / 'tools' / 'model_converters'
@@ -35,7 +35,7 @@ def sources(tmp_path_factory):
     theirs = official.weights(official.load('linear'))
     torch.save(dict(model=theirs), run / 'checkpoint.pth')
     (run / 'variant.yml').write_text(VARIANT)
-    convert_run(str(run), str(ours))
+    convert_official_run(str(run), str(ours))
     timm = {k.removeprefix('encoder.'): v for k, v in theirs.items() if k.startswith('encoder.')}
     torch.save(timm, ours / 'timm.pth')
     return {
@@ -157,7 +157,7 @@ def test_second_file_that_cannot_be_written_takes_the_first_along(tmp_path, sour
 
     monkeypatch.setattr(official_run, 'write_text', fail)
     with pytest.raises(OSError, match=r'cannot write .*config\.py: No space left on device'):
-        convert_run(str(sources['segm2mmseg.py'][0]), str(tmp_path))
+        convert_official_run(str(sources['segm2mmseg.py'][0]), str(tmp_path))
     assert os.listdir(tmp_path) == []
 
 

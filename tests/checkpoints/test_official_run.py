@@ -15,7 +15,12 @@ from mmengine.runner import load_checkpoint
 from mmseg.registry import MODELS
 from torch.testing import assert_close
 
-from mmseg_segmenter.checkpoints.official_run import convert_run, official_state, read_variant, write_official_run
+from mmseg_segmenter.checkpoints.official_run import (
+    convert_official_run,
+    official_weights,
+    write_official_run,
+)
+from mmseg_segmenter.checkpoints.official_variant import load_variant
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'model_converters' / 'segm2mmseg.py'
 VARIANT = """
@@ -78,9 +83,9 @@ def test_converted_run_gives_the_official_logits(tmp_path, name, file):
 
 @pytest.mark.parametrize('name', ['linear', 'mask_transformer'])
 def test_back_to_official_bit_for_bit(tmp_path, name):
-    convert_run(str(make_run(tmp_path / 'run', name)), str(tmp_path / 'out'))
+    convert_official_run(str(make_run(tmp_path / 'run', name)), str(tmp_path / 'out'))
     state = torch.load(tmp_path / 'out' / 'model.pth', weights_only=True)['state_dict']
-    again = official_state(state)
+    again = official_weights(state)
     theirs = torch.load(tmp_path / 'run' / 'checkpoint.pth', weights_only=True)['model']
     assert again.keys() == theirs.keys()
     assert all(torch.equal(again[key], theirs[key]) for key in theirs)
@@ -89,15 +94,15 @@ def test_back_to_official_bit_for_bit(tmp_path, name):
 def test_mmseg2segm(tmp_path):
     """To the official layout and from there to the same config and weights."""
     out, back, again = tmp_path / 'out', tmp_path / 'back', tmp_path / 'again'
-    convert_run(str(make_run(tmp_path / 'run', 'linear')), str(out))
+    convert_official_run(str(make_run(tmp_path / 'run', 'linear')), str(out))
     command = [sys.executable, TOOL.with_name('mmseg2segm.py'), out / 'config.py', out / 'model.pth', back]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    convert_run(str(back), str(again))
+    convert_official_run(str(back), str(again))
     assert Config.fromfile(again / 'config.py').model == Config.fromfile(out / 'config.py').model
     one, other = (torch.load(f / 'model.pth', weights_only=True)['state_dict'] for f in (out, again))
     assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
-    variant = read_variant(str(back / 'variant.yml'))
+    variant = load_variant(str(back / 'variant.yml'))
     assert variant['net_kwargs']['image_size'] == (64, 64) and variant['net_kwargs']['decoder']['name'] == 'linear'
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 1 and 'checkpoint.pth exists; use --force' in result.stderr
@@ -105,7 +110,7 @@ def test_mmseg2segm(tmp_path):
 
 def test_model_that_the_official_code_cannot_build(tmp_path):
     out = tmp_path / 'out'
-    convert_run(str(make_run(tmp_path / 'run', 'mask_transformer')), str(out))
+    convert_official_run(str(make_run(tmp_path / 'run', 'mask_transformer')), str(out))
     with pytest.raises(ValueError, match='has width/64 heads; found embed_dims=48 on 48, num_heads=3'):
         write_official_run(str(out / 'config.py'), str(out / 'model.pth'), str(tmp_path / 'back'))
     text = (out / 'config.py').read_text()
@@ -124,7 +129,7 @@ def test_config_of_the_other_datasets_and_deit(tmp_path):
             'crop_size: 64', f'crop_size: {crop}'
         )
         variant = variant.replace('  normalization: vit\n  patch', '  normalization: deit\n  patch')
-        convert_run(str(make_run(tmp_path / dataset, 'linear', variant)), str(tmp_path / f'{dataset}_out'))
+        convert_official_run(str(make_run(tmp_path / dataset, 'linear', variant)), str(tmp_path / f'{dataset}_out'))
         cfg = Config.fromfile(tmp_path / f'{dataset}_out' / 'config.py')
         assert cfg.test_dataloader.dataset.type == type_
         assert cfg.model.test_cfg.stride == (crop - 32, crop - 32)
@@ -144,7 +149,7 @@ def test_config_of_the_other_datasets_and_deit(tmp_path):
 def test_wrong_variant(tmp_path, old, new, message):
     source = make_run(tmp_path / 'run', 'linear', VARIANT.replace(old, new))
     with pytest.raises(ValueError, match=message):
-        convert_run(str(source), str(tmp_path / 'out'))
+        convert_official_run(str(source), str(tmp_path / 'out'))
     assert not (tmp_path / 'out').exists()
 
 
@@ -152,27 +157,27 @@ def test_tag_that_would_execute_is_refused(tmp_path):
     canary = tmp_path / 'canary'
     (tmp_path / 'variant.yml').write_text(f'net_kwargs: !!python/object/apply:os.mkdir [{json.dumps(str(canary))}]\n')
     with pytest.raises(ValueError, match=r'variant\.yml: refused.*python/object/apply'):
-        read_variant(str(tmp_path / 'variant.yml'))
+        load_variant(str(tmp_path / 'variant.yml'))
     assert not canary.exists()
 
 
 def test_missing_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'checkpoint\.pth not found'):
-        convert_run(str(tmp_path), str(tmp_path / 'out'))
+        convert_official_run(str(tmp_path), str(tmp_path / 'out'))
     source = make_run(tmp_path / 'run', 'linear')
     os.unlink(source / 'variant.yml')
     with pytest.raises(FileNotFoundError, match=r'variant\.yml not found; the official code writes it'):
-        convert_run(str(source), str(tmp_path / 'out'))
+        convert_official_run(str(source), str(tmp_path / 'out'))
 
 
 def test_existing_files_are_kept(tmp_path):
     source = make_run(tmp_path / 'run', 'linear')
     (tmp_path / 'config.py').write_text('mine')
     with pytest.raises(FileExistsError, match=r'config\.py exists; use --force'):
-        convert_run(str(source), str(tmp_path))
+        convert_official_run(str(source), str(tmp_path))
     assert (tmp_path / 'config.py').read_text() == 'mine' and not (tmp_path / 'model.pth').exists()
 
 
 def test_variant_is_read_as_the_official_code_reads_it(tmp_path):
     (tmp_path / 'variant.yml').write_text(VARIANT)
-    assert read_variant(str(tmp_path / 'variant.yml')) == yaml.load(VARIANT, Loader=yaml.UnsafeLoader)
+    assert load_variant(str(tmp_path / 'variant.yml')) == yaml.load(VARIANT, Loader=yaml.UnsafeLoader)

@@ -18,7 +18,7 @@ from mmseg_segmenter.checkpoints import official_run as converter
 from mmseg_segmenter.checkpoints.architecture import standard_heads
 from mmseg_segmenter.checkpoints.formats import augreg, official_segmenter, timm
 from mmseg_segmenter.checkpoints.keymap import keep, keep_back
-from mmseg_segmenter.checkpoints.official_run import convert_run, write_official_run
+from mmseg_segmenter.checkpoints.official_run import convert_official_run, write_official_run
 
 TOOLS = Path(__file__).parents[2] / 'tools' / 'model_converters'
 DATA = Path(__file__).parents[1] / 'data'
@@ -192,10 +192,10 @@ def test_wrong_rule_for_the_official_layout(tmp_path, official_run, monkeypatch)
     right, wrong = official_segmenter.MASK_RULES, untransposed(official_segmenter.MASK_RULES, 'decoder.proj_patch')
     monkeypatch.setattr(official_segmenter, 'MASK_RULES', wrong)
     with pytest.raises(ValueError, match=FAILED):
-        convert_run(str(official_run), str(tmp_path / 'out'), verify=True)
+        convert_official_run(str(official_run), str(tmp_path / 'out'), verify=True)
     assert os.listdir(tmp_path / 'out') == []
     monkeypatch.setattr(official_segmenter, 'MASK_RULES', right)
-    convert_run(str(official_run), str(tmp_path / 'out'))
+    convert_official_run(str(official_run), str(tmp_path / 'out'))
     monkeypatch.setattr(official_segmenter, 'MASK_RULES', wrong)
     config, model = (str(tmp_path / 'out' / name) for name in ('config.py', 'model.pth'))
     with pytest.raises(ValueError, match=FAILED):
@@ -206,9 +206,9 @@ def test_wrong_rule_for_the_official_layout(tmp_path, official_run, monkeypatch)
 @pytest.mark.parametrize('official_run', ['linear'], indirect=True)
 def test_wrong_heads_in_the_written_config(tmp_path, official_run, monkeypatch):
     text = converter.config_text
-    monkeypatch.setattr(converter, 'config_text', lambda run: text(run).replace("'num_heads': 1", "'num_heads': 2"))
+    monkeypatch.setattr(converter, 'config_text', lambda *args: text(*args).replace("'num_heads': 1", "'num_heads': 2"))
     with pytest.raises(ValueError, match=FAILED):
-        convert_run(str(official_run), str(tmp_path / 'out'), verify=True)
+        convert_official_run(str(official_run), str(tmp_path / 'out'), verify=True)
 
 
 def test_lost_tensor_is_named(tmp_path, monkeypatch):
