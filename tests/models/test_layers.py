@@ -123,10 +123,13 @@ def test_linear_on_either_library_equals_torch(onednn, bias, monkeypatch):
     layer = cpu_linear.Linear(24, 40, bias=bias)
     x = torch.randn(2, 7, 24)
     calls = []
-    monkeypatch.setattr(F, 'conv2d', lambda *args, conv2d=F.conv2d: calls.append(1) or conv2d(*args))
+    onednn_convolution = torch.mkldnn_convolution
+    monkeypatch.setattr(torch, 'mkldnn_convolution', lambda *args: calls.append(1) or onednn_convolution(*args))
     with torch.no_grad():
         assert_close(layer(x), F.linear(x, layer.weight, layer.bias), atol=1e-5, rtol=0)
     assert len(calls) == onednn
+    with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False):
+        layer(x)
     layer(x).sum().backward()  # with gradients always F.linear
     assert len(calls) == onednn
 
