@@ -42,7 +42,6 @@ def load(path: str, folder: Path) -> ModuleType:
 
 
 def test_checkpoint_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip('mmseg_segmenter.checkpoints.formats._reference')
     module = load('mmseg_segmenter/checkpoints/formats/my_format.py', tmp_path)
     known = formats.formats()
     monkeypatch.setattr(formats, 'formats', lambda: (*known, module))

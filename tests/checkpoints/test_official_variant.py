@@ -119,8 +119,8 @@ def test_aliases_of_the_official_code_are_read(tmp_path):
 # Values
 
 
-@pytest.mark.parametrize('value', ['-5', '0', '32', 'true', '64.0', '.nan', '.inf', '1e400', '2023-01-01', '"64"', '[64]',
-                                   'null', '99999999999999', '0x' + 'f' * 6000])  # fmt: skip
+@pytest.mark.parametrize('value', ['-5', '0', '32', 'true', '64.0', '.nan', '.inf', '1e400', '2023-01-01', '"64"',
+                                   '[64]', 'null', '99999999999999', '0x' + 'f' * 6000])  # fmt: skip
 def test_odd_crop_size(tmp_path, value):
     text = refusal(read_variant, write(tmp_path, replaced('crop_size: 64', f'crop_size: {value}')))
     assert 'dataset_kwargs.crop_size=' in text and text.endswith('expected an integer from 33 to 65536')
