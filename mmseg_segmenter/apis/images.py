@@ -6,13 +6,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..errors import FileAccessError, MissingFileError, UserError
+from ..errors import UserError
+from .storage import read_bytes
 
 # The largest image that OpenCV decodes.
 MAX_PIXELS = 1 << 30
@@ -41,24 +42,15 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> In
     """Read an image file, see :func:`decode_image`.
 
     Args:
-        path: a local file.
+        path: a local file, or a URI (``https://``, ``s3://``, ...).
         max_pixels: larger images are refused before they are decoded.
 
     Raises:
         MissingFileError: no such file.
+        MissingPackageError: a package that the URI needs is not installed.
         UserError: the file is not a readable image, or too large.
     """
-    path = os.path.expanduser(os.fspath(path))
-    if not os.path.exists(path):
-        raise MissingFileError(f'image {path} not found (working directory: {os.getcwd()})')
-    if not os.path.isfile(path):
-        raise UserError(f'{path} is not a regular file; expected an image')
-    try:
-        with open(path, 'rb') as file:
-            content = file.read()
-    except OSError as error:
-        raise FileAccessError(f'cannot read {path}: {error.strerror or error}') from None
-    return decode_image(content, path, max_pixels)
+    return decode_image(read_bytes(os.fspath(path)), os.fspath(path), max_pixels)
 
 
 def decode_image(content: bytes, source: str, max_pixels: int = MAX_PIXELS) -> InputImage:
@@ -77,7 +69,7 @@ def decode_image(content: bytes, source: str, max_pixels: int = MAX_PIXELS) -> I
     Raises:
         UserError: not a readable image, cut short, or too large.
     """
-    with _decoding(source, len(content)), _open(content) as image:
+    with _decoding(source, len(content)), open_image(io.BytesIO(content)) as image:
         width, height = image.size
         if width * height > max_pixels:
             raise UserError(f'{source}: {width}x{height} pixels, expected at most {max_pixels:,} (max_pixels)')
@@ -134,12 +126,13 @@ def _decoding(source: str, size: int) -> Iterator[None]:
         raise UserError(f'{source} ({size:,} bytes) is not a readable image: {error}') from None
 
 
-def _open(content: bytes) -> Image.Image:
+def open_image(file: IO[bytes]) -> Image.Image:
+    """Read the header of an image with Pillow, whatever its size."""
     # Pillow refuses large images by a global limit, which is lower than ours. Pillow checks when it opens a file.
     with _PILLOW_LIMIT_LOCK:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(io.BytesIO(content))
+            return Image.open(file)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 

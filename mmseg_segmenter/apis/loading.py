@@ -3,8 +3,8 @@
 import glob
 import inspect
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from mmcv.transforms import Compose, LoadImageFromFile
@@ -14,7 +14,7 @@ from mmengine.runner import load_checkpoint
 from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.registry import DATASETS, MODELS, TRANSFORMS
 
-from ..engine import decode_head
+from .. import engine
 from ..errors import MissingFileError, UserError
 from ..models.load_report import check_all_loaded
 from ..models.segmentors import Segmenter
@@ -24,33 +24,36 @@ Transform = Callable[[dict[str, Any]], Any]
 
 
 def load_config(
-    config: str | os.PathLike[str] | Config, checkpoint: str | os.PathLike[str] | None
+    config: str | os.PathLike[str] | Config,
+    checkpoint: str | os.PathLike[str] | None,
+    cfg_options: Mapping[str, Any] | None = None,
 ) -> tuple[Config, str]:
     """Return a config, and the path or URL of the weights.
 
     Args:
         config: config file, config, or folder of a run.
         checkpoint: path or URL; may be None for a folder.
+        cfg_options: values by dotted key that override those of the config.
 
     Raises:
         MissingFileError: no such file, or nothing usable in the folder.
-        UserError: no checkpoint is given, or the folder has several configs.
+        UserError: no checkpoint is given, the folder has several configs, the
+            file is no config, or an option does not fit it.
     """
     if isinstance(config, Config):
         path, cfg = str(config.filename), config.copy()
+        cfg.merge_from_dict(dict(cfg_options or {}))
     else:
         path = os.path.expanduser(os.fspath(config))
         if os.path.isdir(path):
             checkpoint = checkpoint or _newest_checkpoint(path)
             path = _only_config(path)
-        if not os.path.isfile(path):
-            raise MissingFileError(f'config {path} not found (working directory: {os.getcwd()})')
-        cfg = Config.fromfile(path)
+        cfg = engine.load_config(path, cfg_options=cfg_options or {})
     if checkpoint is None:
         raise UserError(f'{path}: no checkpoint given; pass its path or URL')
     if cfg.get('model') is None:
         raise UserError(f'{path} has no model')
-    return cfg, os.fspath(checkpoint)
+    return cfg, engine.find_checkpoint(os.fspath(checkpoint))
 
 
 def _only_config(folder: str) -> str:
@@ -120,7 +123,7 @@ def load_weights(model: Any, cfg: Config, checkpoint: str, allow_partial: bool) 
         check_all_loaded(model)
     meta = content.get('meta') or {}
     meta = meta.get('dataset_meta') or _dataset_meta(cfg)
-    num_classes = max(decode_head(cfg).get('num_classes') or 0, 2)
+    num_classes = max(engine.decode_head(cfg).get('num_classes') or 0, 2)
     names = tuple(map(str, meta.get('classes') or [f'class {i}' for i in range(num_classes)]))
     if len(names) != num_classes:
         raise UserError(
@@ -210,3 +213,33 @@ def _loads_annotations(transform: Any) -> bool:
     kind = transform.get('type') if isinstance(transform, dict) else None
     kind = TRANSFORMS.get(kind) if isinstance(kind, str) else kind
     return inspect.isclass(kind) and issubclass(kind, LoadAnnotations)
+
+
+class AnnotationFormat(NamedTuple):
+    """How the test dataset of a config names and numbers its annotations.
+
+    Attributes:
+        image_suffix: end of the names of images.
+        suffix: end of the names of label maps, in its place.
+        reduce_zero_label: label 0 is no class, and the others are one too large.
+    """
+
+    image_suffix: str
+    suffix: str
+    reduce_zero_label: bool
+
+
+def annotation_format(cfg: Config) -> AnnotationFormat:
+    """Return how the test dataset of a config stores annotations."""
+    dataset = (cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}).get('dataset') or {}
+    kind = dataset.get('type', 'BaseSegDataset')
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    defaults = dict(img_suffix='.jpg', seg_map_suffix='.png', reduce_zero_label=False)
+    for ancestor in reversed(inspect.getmro(kind)):  # a subclass hands on what it does not name
+        for key, parameter in inspect.signature(vars(ancestor).get('__init__', object)).parameters.items():
+            if key in defaults and parameter.default is not parameter.empty:
+                defaults[key] = parameter.default
+    values = {**defaults, **{key: dataset[key] for key in defaults if key in dataset}}
+    loaders = [one for one in dataset.get('pipeline') or () if _loads_annotations(one)]
+    reduce = values['reduce_zero_label'] or any(one.get('reduce_zero_label') for one in loaders)
+    return AnnotationFormat(values['img_suffix'], values['seg_map_suffix'], bool(reduce))

@@ -1,7 +1,7 @@
 """The result for one image: labels, probabilities, pictures, files."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -14,7 +14,14 @@ from ..errors import UserError
 from ..files import replace_file
 from .images import InputImage
 
+_SUFFIXES = {
+    'overlay': ('.png', '.jpg', '.jpeg', '.webp'),
+    'mask': ('.png',),
+    'labels': ('.png',),
+    'probabilities': ('.npz',),
+}
 _STRIP = 512  # rows that are coloured at once, which bounds the memory for large images
+_CHUNK = 1 << 22  # pixels that are counted at once
 
 
 class LegendEntry(NamedTuple):
@@ -92,9 +99,22 @@ class Prediction:
         assert self._confidence is not None
         return self._confidence()
 
+    @cached_property
+    def class_pixels(self) -> np.ndarray:
+        """(K,) int64, the number of pixels of each class."""
+        labels = self.labels.ravel()
+        pixels = np.zeros(len(self.classes), np.int64)
+        for start in range(0, labels.size, _CHUNK):  # bincount converts to int64
+            pixels += np.bincount(labels[start : start + _CHUNK], minlength=len(pixels))
+        return pixels
+
+    def forget_scores(self) -> None:
+        """Free the memory from which probabilities and confidence are computed."""
+        self._probabilities = self._confidence = None
+
     def legend(self) -> list[LegendEntry]:
         """Return the classes that occur, the largest first."""
-        pixels = np.bincount(self.labels.ravel(), minlength=len(self.classes))
+        pixels = self.class_pixels
         present = sorted(np.flatnonzero(pixels).tolist(), key=lambda label: -pixels[label])
         return [
             LegendEntry(
@@ -155,18 +175,27 @@ class Prediction:
             FileAccessError: the file cannot be written.
         """
         path = os.fspath(path)
-        writers: dict[str, tuple[Sequence[str], Callable[[str], None]]] = {
-            'overlay': (('.png', '.jpg', '.jpeg', '.webp'), lambda p: _save_image(Image.fromarray(self.overlay()), p)),
-            'mask': (('.png',), lambda p: _save_image(self.mask(), p)),
-            'labels': (('.png',), lambda p: _save_image(Image.fromarray(self.labels), p)),
-            'probabilities': (('.npz',), self._save_probabilities),
-        }
-        if kind not in writers:
-            raise UserError(f'kind={kind!r}; expected one of {", ".join(writers)}')
-        suffixes, write = writers[kind]
-        if not path.lower().endswith(tuple(suffixes)):
-            raise UserError(f'{path}: expected a name that ends in {" or ".join(suffixes)} for kind={kind!r}')
-        replace_file(path, write)
+        if kind not in _SUFFIXES:
+            raise UserError(f'kind={kind!r}; expected one of {", ".join(_SUFFIXES)}')
+        if not path.lower().endswith(_SUFFIXES[kind]):
+            expected = ' or '.join(_SUFFIXES[kind])
+            raise UserError(f'{path}: expected a name that ends in {expected} for kind={kind!r}')
+        replace_file(path, lambda part: self.write(part, kind))
+
+    def write(self, path: str, kind: str, opacity: float = 0.5) -> None:
+        """Write a file as :meth:`save`, without its checks, and in place.
+
+        Args:
+            path: file to write.
+            kind: as :meth:`save`.
+            opacity: of the colours in an overlay.
+        """
+        if kind == 'probabilities':
+            self._save_probabilities(path)
+        elif kind == 'overlay':
+            _save_image(Image.fromarray(self.overlay(opacity)), path)
+        else:
+            _save_image(self.mask() if kind == 'mask' else Image.fromarray(self.labels), path)
 
     def _save_probabilities(self, path: str) -> None:
         with open(path, 'wb') as file:

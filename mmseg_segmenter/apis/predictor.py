@@ -1,11 +1,13 @@
 """Segment images with a trained model."""
 
 import contextlib
+import copy
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,9 +18,10 @@ from mmengine.registry import init_default_scope
 from mmseg.utils import register_all_modules
 from torch import Tensor
 
+from ..engine import registry_errors
 from ..engine.precision import DTYPES, check_cpu_precision, compile_parts
 from ..errors import UserError
-from ..models.dense import LogitMap, confidence_map, identity, label_map, probability_map
+from ..models.dense import LogitMap, check_finite, confidence_map, identity, label_map, probability_map
 from ..models.segmentors import Segmenter
 from ..visualization.sheet import to_rgb
 from .images import MAX_PIXELS, InputImage, as_input_image
@@ -26,6 +29,21 @@ from .loading import build_model, build_tta, load_config, load_weights, test_tra
 from .prediction import Prediction
 
 RUNTIMES = ('torch',)
+
+
+class Prepared(NamedTuple):
+    """An image that is ready for the network.
+
+    Attributes:
+        image: the decoded image.
+        sample: what the test pipeline made of it.
+        shape: sizes of the network's inputs; images of one shape can share a
+            batch.
+    """
+
+    image: InputImage
+    sample: dict[str, Any]
+    shape: tuple[int, ...]
 
 
 class Predictor:
@@ -47,7 +65,8 @@ class Predictor:
             ``tools/train.py``, or what ``segm2mmseg.py`` wrote).
         checkpoint: path or URL of the weights. Default: those in the folder.
         device: ``'auto'`` (a GPU if there is one), ``'cpu'``, ``'cuda:1'``, ...
-        amp: ``'fp16'`` or ``'bf16'`` for mixed precision, default float32.
+        amp: ``'fp16'`` or ``'bf16'`` for mixed precision, True for fp16 on a GPU
+            and bf16 on a CPU; default float32.
         compile: compile backbone and head with ``torch.compile``.
         runtime: what runs the network; ``'torch'``.
         tta: average over the scales and flips of the config's
@@ -62,6 +81,7 @@ class Predictor:
             from the config.
         model: the segmentor.
         cfg: its config.
+        checkpoint: path or URL of its weights.
 
     Raises:
         UserError: the config, the checkpoint or an option is not usable; the
@@ -73,7 +93,7 @@ class Predictor:
         config: str | os.PathLike[str] | Config,
         checkpoint: str | os.PathLike[str] | None = None,
         device: str = 'auto',
-        amp: str | None = None,
+        amp: str | bool | None = None,
         compile: bool = False,
         runtime: str = 'torch',
         tta: bool = False,
@@ -87,17 +107,18 @@ class Predictor:
         self.device = torch.device(get_device() if device == 'auto' else device)
         self._amp = _amp_dtype(amp, self.device)
         self._max_pixels = max_pixels
-        self.cfg, weights = load_config(config, checkpoint)
-        self.cfg.merge_from_dict(cfg_options or {})
+        self.cfg, self.checkpoint = load_config(config, checkpoint, cfg_options)
         register_all_modules(init_default_scope=False)
         init_default_scope(self.cfg.get('default_scope', 'mmseg'))
-        self.model = build_model(self.cfg, window_batch_size)
-        self.classes = load_weights(self.model, self.cfg, weights, allow_partial)
+        with registry_errors(self.cfg):
+            self.model = build_model(self.cfg, window_batch_size)
+        self.classes = load_weights(self.model, self.cfg, self.checkpoint, allow_partial)
         self.model.to(self.device).eval()
         if compile:
             compile_parts(self.model)
         self._tta = build_tta(self.cfg, self.model) if tta else None
-        self._load, self._preprocess = test_transforms(self.cfg, tta)
+        self._transforms = test_transforms(self.cfg, tta)
+        self._of_thread = threading.local()
 
     def __call__(
         self, images: Any | Iterable[Any], batch_size: int = 1, channel_order: str = 'bgr'
@@ -121,19 +142,22 @@ class Predictor:
             raise UserError(f'batch_size={batch_size}; expected at least 1')
         if isinstance(images, str | os.PathLike | np.ndarray | InputImage) or not isinstance(images, Iterable):
             images = [images]
-        numbered = enumerate(images)
+        images, done = iter(images), 0
         # Read ahead a few batches, so that images of one size find each other.
-        while chunk := list(islice(numbered, 1 if batch_size == 1 else 4 * batch_size)):
-            prepared = [(index, *self._prepare(image, channel_order)) for index, image in chunk]
-            groups: dict[tuple[int, ...], list[Any]] = {}
-            for one in prepared:
-                groups.setdefault(_shape(one[2]), []).append(one)
-            done: dict[int, Prediction] = {}
+        while chunk := list(islice(images, 1 if batch_size == 1 else 4 * batch_size)):
+            prepared = [self.prepare(image, channel_order) for image in chunk]
+            groups: dict[tuple[int, ...], list[int]] = {}
+            for i, one in enumerate(prepared):
+                groups.setdefault(one.shape, []).append(i)
+            found: dict[int, Prediction] = {}
             for group in groups.values():
                 for start in range(0, len(group), batch_size):
                     batch = group[start : start + batch_size]
-                    done.update((p.index, p) for p in self._predict(batch))
-            yield from (done[index] for index, _ in chunk)
+                    found.update(zip(batch, self.segment([prepared[i] for i in batch]), strict=True))
+            for i in range(len(chunk)):
+                found[i].index = done + i
+                yield found.pop(i)
+            done += len(chunk)
 
     def predict(self, image: Any, channel_order: str = 'bgr') -> Prediction:
         """Segment one image.
@@ -142,32 +166,53 @@ class Predictor:
         """
         return next(self([image], channel_order=channel_order))
 
-    def _prepare(self, image: Any, channel_order: str) -> tuple[InputImage, dict[str, Any]]:
-        """Decode an image and run the test pipeline on it."""
-        if self._load is not None and isinstance(image, str | os.PathLike):
-            loaded = self._load(dict(img_path=os.fspath(image)))
-            return InputImage(to_rgb(loaded['img'])[..., ::-1], os.fspath(image)), self._preprocess(loaded)
-        decoded = as_input_image(image, channel_order, self._max_pixels)
-        size = decoded.bgr.shape[:2]
-        results = dict(img=decoded.bgr, img_path=decoded.source, img_shape=size, ori_shape=size)
-        return decoded, self._preprocess(results)
+    def prepare(self, image: Any, channel_order: str = 'bgr') -> Prepared:
+        """Decode an image and run the test pipeline on it. May be called from several threads.
+
+        Args: as :meth:`__call__`.
+        """
+        if not hasattr(self._of_thread, 'transforms'):
+            # Transforms keep values in attributes while they run.
+            self._of_thread.transforms = copy.deepcopy(self._transforms)
+        load, preprocess = self._of_thread.transforms
+        if load is not None and isinstance(image, str | os.PathLike):
+            results = load(dict(img_path=os.fspath(image)))
+            decoded = InputImage(to_rgb(results['img'])[..., ::-1], os.fspath(image))
+        else:
+            decoded = as_input_image(image, channel_order, self._max_pixels)
+            size = decoded.bgr.shape[:2]
+            results = dict(img=decoded.bgr, img_path=decoded.source, img_shape=size, ori_shape=size)
+        sample = preprocess(results)
+        return Prepared(decoded, sample, _shape(sample))
 
     @torch.no_grad()
-    def _predict(self, batch: Sequence[tuple[int, InputImage, dict[str, Any]]]) -> list[Prediction]:
-        data = pseudo_collate([sample for _, _, sample in batch])
+    def segment(self, batch: Sequence[Prepared]) -> list[Prediction]:
+        """Run the model on images that :meth:`prepare` made ready.
+
+        Args:
+            batch: images of one shape.
+
+        Returns:
+            One prediction per image, in the same order.
+
+        Raises:
+            UserError: logits are NaN or infinite; names the image.
+        """
+        data = pseudo_collate([one.sample for one in batch])
         with self.autocast():
             scores = self._scores(data)
-        return [
+        predictions = [
             Prediction(
-                image=image,
+                image=one.image,
                 labels=_numpy_labels(maps, getattr(self.model.decode_head, 'threshold', 0.5), len(self.classes)),
                 classes=self.classes,
-                index=index,
                 _probabilities=partial(_to_numpy, probability_map, maps),
                 _confidence=partial(_to_numpy, confidence_map, maps),
             )
-            for (index, image, _), maps in zip(batch, scores, strict=True)
+            for one, maps in zip(batch, scores, strict=True)
         ]
+        check_finite(scores, [one.image.source for one in batch])
+        return predictions
 
     def _scores(self, data: dict[str, Any]) -> list[list[LogitMap]]:
         """Return for each image its logits, one map for each augmentation."""
@@ -185,9 +230,11 @@ class Predictor:
         return torch.autocast(self.device.type, self._amp)
 
 
-def _amp_dtype(amp: str | None, device: torch.device) -> torch.dtype | None:
-    if amp is None:
+def _amp_dtype(amp: str | bool | None, device: torch.device) -> torch.dtype | None:
+    if amp is None or amp is False:
         return None
+    if amp is True:
+        amp = 'bf16' if device.type == 'cpu' else 'fp16'
     if amp not in DTYPES:
         raise UserError(f'amp={amp!r}; expected one of {", ".join(DTYPES)}')
     if device.type == 'cpu':
