@@ -5,8 +5,8 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import IO, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,7 +17,18 @@ from .storage import read_bytes
 
 # The largest image that OpenCV decodes.
 MAX_PIXELS = 1 << 30
-_PILLOW_LIMIT_LOCK = threading.Lock()
+
+
+@dataclass
+class _Limit:
+    """Pillow's own limit, while it is lifted."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    users: int = 0
+    value: int | None = None
+
+
+_PILLOW_LIMIT = _Limit()
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,7 @@ def decode_image(content: bytes, source: str, max_pixels: int = MAX_PIXELS) -> I
     Raises:
         UserError: not a readable image, cut short, or too large.
     """
-    with _decoding(source, len(content)), open_image(io.BytesIO(content)) as image:
+    with _decoding(source, len(content)), no_pillow_limit(), Image.open(io.BytesIO(content)) as image:
         width, height = image.size
         if width * height > max_pixels:
             raise UserError(f'{source}: {width}x{height} pixels, expected at most {max_pixels:,} (max_pixels)')
@@ -126,15 +137,24 @@ def _decoding(source: str, size: int) -> Iterator[None]:
         raise UserError(f'{source} ({size:,} bytes) is not a readable image: {error}') from None
 
 
-def open_image(file: IO[bytes]) -> Image.Image:
-    """Read the header of an image with Pillow, whatever its size."""
-    # Pillow refuses large images by a global limit, which is lower than ours. Pillow checks when it opens a file.
-    with _PILLOW_LIMIT_LOCK:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            return Image.open(file)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+@contextmanager
+def no_pillow_limit() -> Iterator[None]:
+    """Let Pillow read images of any size.
+
+    Its limit, a global of all threads, is lower than ours. It is restored when
+    the last thread leaves.
+    """
+    with _PILLOW_LIMIT.lock:
+        if _PILLOW_LIMIT.users == 0:
+            _PILLOW_LIMIT.value, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        _PILLOW_LIMIT.users += 1
+    try:
+        yield
+    finally:
+        with _PILLOW_LIMIT.lock:
+            _PILLOW_LIMIT.users -= 1
+            if _PILLOW_LIMIT.users == 0:
+                Image.MAX_IMAGE_PIXELS = _PILLOW_LIMIT.value
 
 
 def _opencv_agrees(image: Image.Image) -> bool:
@@ -162,7 +182,9 @@ def _to_bgr(image: Image.Image) -> np.ndarray:
 
 def _to_8_bits(grey: np.ndarray) -> np.ndarray:
     """Scale grey values to 0 to 255: 16-bit integers by the range of their type, others by their own extremes."""
-    low, high = float(np.nanmin(grey)), float(np.nanmax(grey))
+    if grey.dtype.kind == 'f':
+        grey = np.where(np.isfinite(grey), grey, np.nan)
+    low, high = float(np.fmin.reduce(grey, axis=None)), float(np.fmax.reduce(grey, axis=None))  # NaN only if all are
     if np.issubdtype(grey.dtype, np.integer) and low >= 0 and high <= 65535:
         # Pillow reads some 16-bit files as 32-bit integers.
         return (grey if grey.dtype != np.uint16 and high <= 255 else grey >> 8).astype(np.uint8)

@@ -9,8 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from PIL import Image
+
 from ..errors import MissingFileError, UserError
-from .images import open_image
+from .images import no_pillow_limit
 from .storage import file_system, is_uri, read_bytes
 
 IMAGE_SUFFIXES = frozenset(
@@ -251,7 +253,7 @@ def read_header(path: str) -> Header | None:
     if is_uri(path):
         return None
     try:
-        with open(os.path.expanduser(path), 'rb') as file, open_image(file) as image:
+        with no_pillow_limit(), Image.open(os.path.expanduser(path)) as image:
             tags: Any = getattr(image, 'tag_v2', {})
             return Header(image.width * image.height, _GEO_KEYS in tags)
     except Exception:  # Pillow raises many kinds; the error is reported when the file is read

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from mmcv.transforms import Compose, LoadImageFromFile
 from mmengine.config import Config, ConfigDict
@@ -146,11 +147,9 @@ def _dataset_meta(cfg: Config) -> dict[str, Any]:
 
 def _default_palette(num_classes: int) -> np.ndarray:
     """Return (K, 3) colours that differ as much as possible from their neighbours: hues by the golden angle."""
-    import cv2
-
     index = np.arange(num_classes)
-    hsv = np.stack((index * 180 * 0.618034 % 180, 255 - index // 3 % 3 * 60, 230 - index % 3 * 60), axis=1)
-    return cv2.cvtColor(hsv.astype(np.uint8)[None], cv2.COLOR_HSV2RGB)[0]
+    hsv = np.stack((index * 360 * 0.618034 % 360, 1 - index // 3 % 3 * 0.24, 0.9 - index % 3 * 0.24), axis=1)
+    return (cv2.cvtColor(hsv.astype(np.float32)[None], cv2.COLOR_HSV2RGB)[0] * 255).round().astype(np.uint8)
 
 
 def build_tta(cfg: Config, model: Any) -> Any:

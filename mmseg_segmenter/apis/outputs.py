@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..errors import MissingFileError, UserError
 from ..visualization.sheet import Row, contact_sheet, errors, fit, overlay
-from .images import open_image
+from .images import no_pillow_limit
 from .loading import AnnotationFormat
 from .prediction import LegendEntry, Prediction
 from .storage import join, write_file
@@ -59,7 +59,7 @@ class Annotations(NamedTuple):
         path = os.path.join(self.folder, folders, stem + self.format.suffix)
         if not os.path.isfile(path):
             raise MissingFileError(f'annotation {path} of {source} not found')
-        with open(path, 'rb') as content, open_image(content) as image:
+        with no_pillow_limit(), Image.open(path) as image:
             labels = np.asarray(image)
         if labels.ndim != 2:
             raise UserError(f'{path}: an image of mode {image.mode}; expected a label map with one channel')
