@@ -122,7 +122,8 @@ def as_input_image(image: Any, channel_order: str = 'bgr', max_pixels: int = MAX
         raise UserError(f'array of shape {image.shape} has no pixels')
     image = image[..., None] if image.ndim == 2 else image
     image = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image[..., :3]
-    return InputImage(np.ascontiguousarray(image if channel_order == 'bgr' else image[..., ::-1]), 'array')
+    image = image if channel_order == 'bgr' else image[..., ::-1]
+    return InputImage(np.require(image, requirements=['C', 'W']), 'array')
 
 
 @contextmanager

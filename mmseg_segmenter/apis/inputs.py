@@ -109,8 +109,10 @@ def _read_lists(inputs: Iterable[str], depth: int = 0) -> Iterator[str]:
         except UnicodeDecodeError:
             raise UserError(f'{one} is not a text file in UTF-8; expected one input per line') from None
         lines = [line.strip() for line in lines if line.strip()]
-        if not lines or depth > 3:
-            raise UserError(f'{one} has no lines; expected one input per line' if not lines else f'{one}: lists nested')
+        if not lines:
+            raise UserError(f'{one} has no lines; expected one input per line')
+        if depth:
+            raise UserError(f'{one} is in a list of inputs; lists of lists are not read')
         yield from _read_lists(lines, depth + 1)
 
 
@@ -132,6 +134,8 @@ def _search(path: str, exclude: str | None) -> list[_Source] | None:
     found = []
     for match in sorted(glob.glob(path, recursive=True)):
         files = _walk(match, exclude) if os.path.isdir(match) else [match]
+        if exclude and os.path.realpath(match).startswith(os.path.join(os.path.realpath(exclude), '')):
+            continue
         found += [_Source(file, _parts(os.path.relpath(file, base or '.'))) for file in files]
     if not found:
         raise MissingFileError(f'no file matches {path} (working directory: {os.getcwd()})')

@@ -104,7 +104,7 @@ class Predictor:
     ) -> None:
         if runtime not in RUNTIMES:
             raise UserError(f'runtime={runtime!r}; expected one of {", ".join(RUNTIMES)}')
-        self.device = torch.device(get_device() if device == 'auto' else device)
+        self.device = _device(device)
         self._amp = _amp_dtype(amp, self.device)
         self._max_pixels = max_pixels
         self.cfg, self.checkpoint = load_config(config, checkpoint, cfg_options)
@@ -228,6 +228,15 @@ class Predictor:
         if self._amp is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self._amp)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(get_device() if name == 'auto' else name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # unknown, not built into torch, or not there
+        raise UserError(f'device={name!r}: {str(error).splitlines()[0]}') from None
+    return device
 
 
 def _amp_dtype(amp: str | bool | None, device: torch.device) -> torch.dtype | None:

@@ -123,7 +123,7 @@ def test_one_class_with_a_sigmoid(make_run, files, kind, num_classes):
 
 
 def test_cascade(make_run, files):
-    """mmseg's CascadeEncoderDecoder, with two heads. (With one class, mmseg itself fails.)"""
+    """mmseg's CascadeEncoderDecoder, with two heads. With one class, mmseg itself fails."""
     fcn = {key: value for key, value in FCN.items() if key != '_delete_'}
     ocr = {key: value for key, value in fcn.items() if key not in ('num_convs', 'concat_input')}
     heads = [fcn, {**ocr, 'type': 'OCRHead', 'ocr_channels': 8}]
