@@ -182,12 +182,19 @@ def _to_bgr(image: Image.Image) -> np.ndarray:
 
 
 def _to_8_bits(grey: np.ndarray) -> np.ndarray:
-    """Scale grey values to 0 to 255: 16-bit integers by the range of their type, others by their own extremes."""
+    """Scale grey values to 0 to 255.
+
+    Integers of 16 bits are scaled by the range of their type. Floating-point
+    values are scaled by 255 if they are all within 0 to 1, which is what
+    viewers expect, and by their own extremes if not.
+    """
     if grey.dtype.kind == 'f':
         grey = np.where(np.isfinite(grey), grey, np.nan)
     low, high = float(np.fmin.reduce(grey, axis=None)), float(np.fmax.reduce(grey, axis=None))  # NaN only if all are
     if np.issubdtype(grey.dtype, np.integer) and low >= 0 and high <= 65535:
         # Pillow reads some 16-bit files as 32-bit integers.
         return (grey if grey.dtype != np.uint16 and high <= 255 else grey >> 8).astype(np.uint8)
+    if grey.dtype.kind == 'f' and low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
     scaled = (grey.astype(np.float32) - low) * (255 / (high - low) if high > low else 0)
     return np.nan_to_num(scaled).round().clip(0, 255).astype(np.uint8)

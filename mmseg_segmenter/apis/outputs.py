@@ -183,21 +183,20 @@ def draw_legend(entries: Sequence[LegendEntry]) -> np.ndarray:
     Returns:
         (H, W, 3) uint8 RGB.
     """
-    line, bar = 26, 120
-    width = 60 + bar + 9 * max(len(entry.name) for entry in entries) + 70
-    figure = Figure(figsize=(width / 72, (line * len(entries) + 10) / 72), dpi=72)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    height = canvas.get_width_height()[1]
-    picture = np.full((height, canvas.get_width_height()[0], 3), 255, np.uint8)
+    line, names = 26, 108  # pixels: height of a line, and where names begin
+    height = line * len(entries) + 10
+    width = names + 9 * max(len(entry.name) for entry in entries) + 12
+    picture = np.full((height, width, 3), 255, np.uint8)
     for i, entry in enumerate(entries):
         top = 8 + i * line
-        cv2.rectangle(picture, (8, top), (8 + 28, top + 16), entry.colour, cv2.FILLED)
+        cv2.rectangle(picture, (8, top), (36, top + 16), entry.colour, cv2.FILLED)
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+    canvas = FigureCanvasAgg(figure)
     figure.figimage(picture)
     for i, entry in enumerate(entries):
-        y = height - (16 + i * line)
-        for x, text, align in ((108, entry.name, 'left'), (98, _percent(entry.share), 'right')):
-            figure.text(x / picture.shape[1], y / height, text, size=13, va='center', ha=align, parse_math=False)
+        y = 1 - (16 + i * line) / height
+        for x, text, align in ((names, entry.name, 'left'), (names - 10, _percent(entry.share), 'right')):
+            figure.text(x / width, y, text, size=13, va='center', ha=align, parse_math=False)
     canvas.draw()
     return np.array(canvas.buffer_rgba())[..., :3]
 

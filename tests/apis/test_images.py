@@ -142,7 +142,7 @@ def test_1_bit(tmp_path):
 
 
 def test_floating_point_tiff(tmp_path):
-    """Values have no fixed white, so that their own extremes become black and white."""
+    """Values outside of 0 to 1 have no fixed white, so that their own extremes become black and white."""
     grey = np.linspace(-3, 5, 240, dtype=np.float32).reshape(12, 20)
     grey[0, 1:3] = np.nan, np.inf
     Image.fromarray(grey).save(tmp_path / 'a.tif')
@@ -154,6 +154,11 @@ def test_floating_point_tiff(tmp_path):
         with warnings.catch_warnings():
             warnings.simplefilter('error')
             assert not rgb(tmp_path / 'a.tif').any()
+
+
+def test_floating_point_tiff_from_0_to_1(tmp_path):
+    Image.fromarray(np.array([[0.2, 0.4, 0.6]], np.float32)).save(tmp_path / 'a.tif')
+    assert rgb(tmp_path / 'a.tif')[0, :, 0].tolist() == [51, 102, 153]
 
 
 def test_first_frame_of_an_animation(tmp_path):
