@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ..engine import parse_options
 from ..errors import MissingFileError, UserError
 from ..files import check_folder
-from .inputs import Task, find_tasks
+from .inputs import Task, find_tasks, identity
 from .journal import Journal, Result, write_summary
 from .loading import annotation_format, load_config
 from .outputs import Annotations, OutputSpec
@@ -65,13 +65,15 @@ class Work(NamedTuple):
         outputs: what to write.
         journal: of this run.
         tasks: all of them, in order.
-        results: those of an earlier run, by source.
+        results: of these tasks by source, first those of an earlier run.
+        others: results of an earlier run for other inputs.
     """
 
     outputs: OutputSpec
     journal: Journal
     tasks: list[Task]
     results: dict[str, Result]
+    others: list[Result]
 
     @property
     def todo(self) -> list[Task]:
@@ -96,6 +98,8 @@ def predict(args: argparse.Namespace) -> int:
     todo, results = work.todo, work.results
     progress = Progress(len(todo))
     pipeline = make_pipeline(args, predictor, work.outputs, progress)
+    if args.force:
+        work.journal.clear()
     with stop_on_signals() as stopped:
         try:
             for result in pipeline.run(todo, stopped.is_set):
@@ -107,8 +111,8 @@ def predict(args: argparse.Namespace) -> int:
         finally:
             progress.close()
             work.journal.flush()
-            found = (results[task.source] for task in work.tasks if task.source in results)
-            write_summary(args.out, found, predictor.classes.names)
+            found = [results[task.source] for task in work.tasks if task.source in results]
+            write_summary(args.out, [*work.others, *found], predictor.classes.names)
     print(progress.summary(pipeline.model_seconds))
     return report(work, args.out)
 
@@ -128,13 +132,14 @@ def plan(args: argparse.Namespace) -> Work:
     if local:
         check_folder(args.out)
     journal = Journal(args.out, _settings(args, given, outputs))
-    earlier = journal.start(args.resume, args.force)
+    earlier = {identity(source): result for source, result in journal.start(args.resume, args.force).items()}
     known = {result.source: result.name for result in earlier.values()}
     tasks = find_tasks(given.inputs, args.out if local else None, known, args.raster)
-    done = {task.source: earlier[task.source] for task in tasks if _is_done(earlier.get(task.source), outputs)}
+    found = {task.source: earlier.pop(identity(task.source), None) for task in tasks}
+    done = {source: result for source, result in found.items() if result is not None and _is_done(result, outputs)}
     if args.resume:
         print(f'{len(done)} of {len(tasks)} inputs are done already')
-    return Work(outputs, journal, tasks, done)
+    return Work(outputs, journal, tasks, done, list(earlier.values()))
 
 
 def make_predictor(args: argparse.Namespace) -> Predictor:
@@ -204,8 +209,8 @@ def _settings(args: argparse.Namespace, given: Positionals, outputs: OutputSpec)
     )
 
 
-def _is_done(result: Result | None, outputs: OutputSpec) -> bool:
-    return result is not None and result.status == 'done' and all(exists(outputs.path(file)) for file in result.files)
+def _is_done(result: Result, outputs: OutputSpec) -> bool:
+    return result.status == 'done' and all(exists(outputs.path(file)) for file in result.files)
 
 
 class Progress:
@@ -276,6 +281,9 @@ def report(work: Work, folder: str) -> int:
             f'interrupted; {len(work.todo)} inputs are left. The same command with --resume continues', file=sys.stderr
         )
         return 130
+    others = {kind for kind in work.outputs.kinds if kind != 'labels'}
+    if others and (count := sum(result.kind == 'raster' for result in work.results.values())):
+        print(f'rasters: {count}; for them only labels (GeoTIFF) are written, no {", ".join(sorted(others))}')
     print(f'results are in {folder}, with a table in summary.csv')
     return 1 if failed else 0
 

@@ -73,7 +73,8 @@ def find_tasks(
             suffixes), glob patterns, text files with one input per line
             (``.txt``), or URIs of any of these.
         exclude: folder that is not searched, such as that of the results.
-        known: names that sources have from an earlier run; they keep them.
+        known: names that sources have from an earlier run. They keep them, and
+            others do not get them.
         raster: segment all images as rasters, none, or (None) those where it
             is better.
 
@@ -89,9 +90,9 @@ def find_tasks(
             files.append(path)
         else:
             for source in searched:
-                found.setdefault(_identity(source.path), source)
+                found.setdefault(identity(source.path), source)
     for source in _below_common_folder(files):
-        found.setdefault(_identity(source.path), source)
+        found.setdefault(identity(source.path), source)
     names = _unique_names(list(found.values()), known or {})
     return [
         Task(source.path, name, _kind(source.path, raster)) for source, name in zip(found.values(), names, strict=True)
@@ -205,17 +206,21 @@ def _parts(path: str) -> tuple[str, ...]:
     return tuple(part for part in path.replace(os.sep, '/').split('/') if part not in ('', '.', '..')) or ('input',)
 
 
-def _identity(path: str) -> str:
+def identity(path: str) -> str:
+    """Return what is the same for two names of one file: its absolute path, or its URI."""
     return path if is_uri(path) else os.path.abspath(os.path.expanduser(path))
 
 
 def _unique_names(sources: Sequence[_Source], known: Mapping[str, str]) -> list[str]:
     """Return names that differ, also where case does not matter."""
+    known = {identity(path): name for path, name in known.items()}
+    kept = [known.pop(identity(source.path), None) for source in sources]
+    taken = Counter(name.casefold() for name in known.values())
     levels = [0] * len(sources)
     while True:
-        names = [known.get(source.path) or _name(source, level) for source, level in zip(sources, levels, strict=True)]
-        count = Counter(name.casefold() for name in names)
-        again = [i for i, name in enumerate(names) if count[name.casefold()] > 1 and sources[i].path not in known]
+        names = [old or _name(source, level) for old, source, level in zip(kept, sources, levels, strict=True)]
+        count = taken + Counter(name.casefold() for name in names)
+        again = [i for i, name in enumerate(names) if count[name.casefold()] > 1 and kept[i] is None]
         if not again:
             return names
         for i in again:
@@ -229,7 +234,7 @@ def _name(source: _Source, level: int) -> str:
     if level >= 1:
         stem += suffix
     if level > 1:
-        stem += f'-{hashlib.sha256(_identity(source.path).encode(errors="surrogateescape")).hexdigest()[: 6 * level]}'
+        stem += f'-{hashlib.sha256(identity(source.path).encode(errors="surrogateescape")).hexdigest()[: 6 * level]}'
     return '/'.join((*folders, stem))
 
 

@@ -71,8 +71,7 @@ class Journal:
 
         Args:
             resume: continue the run in the folder.
-            force: forget the run in the folder. Its results are replaced one
-                by one.
+            force: forget the run in the folder, see :meth:`clear`.
 
         Raises:
             ExistingFileError: the folder has results, and neither ``resume``
@@ -85,8 +84,6 @@ class Journal:
             raise ExistingFileError(
                 f'{self.folder} has results of an earlier run; continue it with --resume, or replace them with --force'
             )
-        if files and not resume:
-            remove_files(files)
         if not resume:
             return {}
         done: dict[str, Result] = {}
@@ -100,6 +97,14 @@ class Journal:
                     if result.source not in done or result.status == 'done':
                         done[result.source] = result
         return done
+
+    def clear(self) -> None:
+        """Remove the journal of an earlier run. Its results stay until others replace them.
+
+        Raises:
+            FileAccessError: it cannot be removed.
+        """
+        remove_files(list_files(self._path))
 
     def _check(self, earlier: dict[str, Any]) -> None:
         for key in sorted({*earlier, *self._settings}):

@@ -104,7 +104,7 @@ def _segment(model: Segmenter, crops: Tensor, autocast: Callable[[], AbstractCon
     """Segment windows (n, 3 or 4, height, width) of uint8 that have data."""
     colours, has_data = crops[:, :3], torch.ones(len(crops), dtype=torch.bool, device=crops.device)
     if crops.shape[1] == 4:
-        has_data = crops[:, 3].flatten(1).any(dim=1)
+        has_data = (crops[:, 3] > 0).flatten(1).any(dim=1)  # of uint8, any() is no mask
         # One window is segmented even if none has data: it tells the shape of the logits.
         has_data[0] |= not has_data.any()
     batch = model.data_preprocessor(dict(inputs=list(colours[has_data])), False)['inputs']

@@ -134,6 +134,14 @@ def test_known_names_are_kept(touch):
     assert found['data/a.png'] == 'a' and found['data/a.jpg'] == 'a.jpg' and found['data/b.png'] == 'b'
 
 
+def test_known_names_of_other_inputs_are_taken(touch, tmp_path):
+    """A second run in the same folder of results does not replace those of the first one."""
+    touch('x/a.png', 'y/a.png')
+    known = names('x')
+    assert names('y', known=known) == {'y/a.png': 'a.png'}
+    assert names(str(tmp_path / 'x'), known=known) == {str(tmp_path / 'x' / 'a.png'): 'a'}
+
+
 def test_kinds(touch):
     touch('a.png', 'b.vrt')
     assert [task.kind for task in find_tasks(['.'])] == ['auto', 'raster']

@@ -299,6 +299,8 @@ def test_journal(place):
     with pytest.raises(UserError, match='has results for tta=False, not True'):
         Journal(place, {**settings, 'tta': True}).start(resume=True)
     assert Journal(place, {}).start(force=True) == {}
+    assert len(Journal(place, settings).start(resume=True)) == 3  # still there, should the run not begin
+    Journal(place, {}).clear()
     assert Journal(place, {}).start() == {}
 
 

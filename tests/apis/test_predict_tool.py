@@ -132,8 +132,36 @@ def test_resume_and_force(predict, run_folder, images, tmp_path):
     assert code == 1 and 'has results for tta=False, not True' in err
     code, text, _ = predict(*command, '--resume')
     assert code == 0 and '5 of 5 inputs are done already' in text
+    code, _, err = predict(run_folder, 'nothing.png', '--out', out, '--outputs', 'labels,mask', '--force')
+    assert code == 1 and 'nothing.png not found' in err
+    code, text, _ = predict(*command, '--resume')
+    assert code == 0 and '5 of 5 inputs are done already' in text
     code, text, _ = predict(*command, '--force', '--tta')
     assert code == 0 and '5 of 5 inputs in' in text
+
+
+def test_resume_with_other_inputs(predict, run_folder, images, tmp_path):
+    """Their results join those of the first run, and replace none."""
+    write_image(tmp_path / 'more' / '0' / '0.png', seed=9)
+    command = [run_folder, '--out', tmp_path / 'out', '--outputs', 'labels']
+    assert predict(*command, images)[0] == 0
+    assert predict(*command, '--resume', 'more')[0] == 0
+    rows = {row['source']: row['name'] for row in summary(tmp_path / 'out')}
+    assert len(rows) == 5 and len(set(rows.values())) == 5 and rows['more/0/0.png'] == '0/0.png'
+    # the same files by another path
+    code, text, _ = predict(*command, '--resume', 'images')
+    assert code == 0 and '4 of 4 inputs are done already' in text
+
+
+def test_raster(predict, run_folder, tmp_path):
+    pytest.importorskip('rasterio')
+    write_image(tmp_path / 'a.png', (70, 90))
+    code, text, _ = predict(run_folder, 'a.png', '--out', 'out', '--raster')
+    assert code == 0 and 'rasters: 1; for them only labels (GeoTIFF) are written, no overlay' in text
+    with Image.open(tmp_path / 'out' / 'labels' / 'a.tif') as labels:
+        wanted = Predictor(run_folder, device='cpu').predict(tmp_path / 'a.png').labels
+        assert np.array_equal(np.asarray(labels), wanted)
+    assert summary(tmp_path / 'out')[0]['kind'] == 'raster'
 
 
 @pytest.mark.parametrize(
@@ -197,7 +225,8 @@ def test_http(predict, run_folder, images, tmp_path):
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f'http://127.0.0.1:{server.server_port}'
-        code, _, err = predict(run_folder, f'{url}/0/0.png?x=1', f'{url}/1/2.png', f'{url}/nothing.png', '--out', tmp_path / 'out',
+        uris = (f'{url}/0/0.png?x=1', f'{url}/1/2.png', f'{url}/nothing.png')
+        code, _, err = predict(run_folder, *uris, '--out', tmp_path / 'out',
                                '--outputs', 'labels')  # fmt: skip
         server.shutdown()
     assert code == 1 and f'failed: cannot read {url}/nothing.png: HTTP status 404' in err
