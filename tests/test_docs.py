@@ -193,6 +193,17 @@ def test_inference_in_python(doc, tiny):
         assert names['names'] == [f'class {i}' for i in names['labels'].unique().tolist()]
 
 
+def test_prediction_in_python(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for block in blocks('docs/prediction.md', 'python'):
+        for placeholder, path in tiny.items():
+            assert f"'{placeholder}'" in block
+            block = block.replace(f"'{placeholder}'", repr(path))
+        names: dict = {}
+        exec(compile(block, 'docs/prediction.md', 'exec'), names)
+    assert {path.as_posix() for path in Path().rglob('*.png')} == {'overlay.png', 'mask.png', 'results/mask/image.png'}
+
+
 def test_installation():
     config = configparser.ConfigParser()
     config.read(ROOT / 'setup.cfg')
