@@ -20,10 +20,11 @@ import mmseg_segmenter
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted(p.relative_to(ROOT).as_posix() for p in [*ROOT.glob('*.md'), *ROOT.glob('docs/*.md')])
-# What precedes the arguments of train.py or test.py in those of the scripts around them.
+# What precedes the arguments of train.py, test.py or predict.py in those of the scripts around them.
 LAUNCHERS = {
     'tools/dist_train.sh': ('tools/train.py', ['CONFIG', 'GPUS']),
     'tools/dist_test.sh': ('tools/test.py', ['CONFIG', 'CHECKPOINT', 'GPUS']),
+    'tools/dist_predict.sh': ('tools/predict.py', ['GPUS']),
     'tools/slurm_train.sh': ('tools/train.py', ['PARTITION', 'JOB_NAME', 'CONFIG']),
     'tools/slurm_test.sh': ('tools/test.py', ['PARTITION', 'JOB_NAME', 'CONFIG', 'CHECKPOINT']),
 }

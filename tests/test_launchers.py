@@ -37,15 +37,18 @@ def call(tmp_path: Path):
     [
         ('dist_train.sh', ['a b.py', '2', '--work-dir', 'x y'], ['train.py', 'a b.py']),
         ('dist_test.sh', ['a b.py', 'c.pth', '2', '--work-dir', 'x y'], ['test.py', 'a b.py', 'c.pth']),
+        ('dist_predict.sh', ['2', 'a b.py', 'c.pth', '--work-dir', 'x y'], ['predict.py', 'a b.py', 'c.pth']),
     ],
 )
 def test_torchrun(call, script, arguments, tool):
     end = [f'{TOOLS}/{tool[0]}', '--launcher', 'pytorch', *tool[1:], '--work-dir', 'x y']
     start = ['python', '-m', 'torch.distributed.run', '--nnodes=1', '--node_rank=0', '--nproc_per_node=2']
-    assert call(script, *arguments) == [*start, '--master_addr=127.0.0.1', '--master_port=29500', *end]
+    own = ['--master_addr=127.0.0.1', '--master_port=29500', '--max_restarts=0']
+    assert call(script, *arguments) == [*start, *own, *end]
     start[3:5] = ['--nnodes=3', '--node_rank=1']
-    env = dict(NNODES='3', NODE_RANK='1', MASTER_ADDR='10.0.0.1', PORT='7')
-    assert call(script, *arguments, **env) == [*start, '--master_addr=10.0.0.1', '--master_port=7', *end]
+    env = dict(NNODES='3', NODE_RANK='1', MASTER_ADDR='10.0.0.1', PORT='7', MAX_RESTARTS='2')
+    own = ['--master_addr=10.0.0.1', '--master_port=7', '--max_restarts=2']
+    assert call(script, *arguments, **env) == [*start, *own, *end]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +68,9 @@ def test_slurm(call, script, arguments, tool):
     assert call(script, 'gpu', 'my job', *arguments, **env) == [*start, *sizes, '--quiet', '--time=3', *end]
 
 
-@pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh'])
+@pytest.mark.parametrize(
+    'script', ['dist_train.sh', 'dist_test.sh', 'dist_predict.sh', 'slurm_train.sh', 'slurm_test.sh']
+)
 def test_usage(script):
     result = subprocess.run(['bash', TOOLS / script, 'one'], capture_output=True, text=True)
     assert result.returncode != 0 and f'usage: tools/{script} ' in result.stderr and result.stdout == ''

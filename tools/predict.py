@@ -57,6 +57,10 @@ def parse_args() -> argparse.Namespace:
         '--cfg-options', nargs='+', action='extend', metavar='KEY=VALUE',
         help='override config entries, e.g. model.test_cfg.mode=whole',
     )  # fmt: skip
+    parser.add_argument(
+        '--launcher', choices=('none', 'pytorch'), default='none',
+        help='pytorch: share the inputs with the other processes of torchrun (see dist_predict.sh; default: none)',
+    )  # fmt: skip
     return parser.parse_args()
 
 

@@ -93,28 +93,71 @@ def predict(args: argparse.Namespace) -> int:
     Raises:
         UserError: an argument is not usable.
     """
+    if args.launcher == 'pytorch':
+        from .distributed import predict_share
+
+        return predict_share(args)
     work = plan(args)
     predictor = make_predictor(args)
-    todo, results = work.todo, work.results
-    progress = Progress(len(todo))
+    progress = Progress(len(work.todo))
     pipeline = make_pipeline(args, predictor, work.outputs, progress)
     if args.force:
         work.journal.clear()
     with stop_on_signals() as stopped:
         try:
-            for result in pipeline.run(todo, stopped.is_set):
-                if result.error == INTERRUPTED:
-                    continue
-                work.journal.write(result)
-                results[result.source] = result
-                progress.update(result)
+            segment(pipeline, work.todo, work.journal, work.results, progress, stopped)
         finally:
-            progress.close()
-            work.journal.flush()
-            found = [results[task.source] for task in work.tasks if task.source in results]
-            write_summary(args.out, [*work.others, *found], predictor.classes.names)
+            summarize(work, args.out, predictor.classes.names)
     print(progress.summary(pipeline.model_seconds))
     return report(work, args.out)
+
+
+def segment(
+    pipeline: Pipeline,
+    tasks: Sequence[Task],
+    journal: Journal,
+    results: dict[str, Result],
+    progress: 'Progress',
+    stopped: threading.Event,
+) -> None:
+    """Segment the inputs of tasks, and note each result in the journal.
+
+    Args:
+        pipeline: with the model.
+        tasks: to do.
+        journal: gets the results.
+        results: gets them too, by source.
+        progress: is told about them.
+        stopped: when it is set, no further input is begun.
+
+    Raises:
+        FileAccessError: the journal cannot be written.
+    """
+    try:
+        for result in pipeline.run(tasks, stopped.is_set):
+            if result.error == INTERRUPTED:
+                continue
+            journal.write(result)
+            results[result.source] = result
+            progress.update(result)
+    finally:
+        progress.close()
+        journal.flush()
+
+
+def summarize(work: Work, folder: str, classes: Sequence[str]) -> None:
+    """Write ``summary.csv`` with the results so far, in the order of the tasks.
+
+    Args:
+        work: with the results.
+        folder: of the results.
+        classes: names of the classes.
+
+    Raises:
+        FileAccessError: it cannot be written.
+    """
+    found = [work.results[task.source] for task in work.tasks if task.source in work.results]
+    write_summary(folder, [*work.others, *found], classes)
 
 
 def plan(args: argparse.Namespace) -> Work:

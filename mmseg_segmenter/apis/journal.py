@@ -56,11 +56,14 @@ class Journal:
         settings: what the results depend on; a later run with others does not
             continue this one.
         writer: name of this process.
+
+    Attributes:
+        writer: as above.
     """
 
     def __init__(self, folder: str, settings: Mapping[str, Any], writer: str = '0') -> None:
         self.folder, self._settings = folder, json.loads(json.dumps(settings))
-        self._path, self._writer = join(folder, _FOLDER), writer
+        self._path, self.writer = join(folder, _FOLDER), writer
         self._lines: list[str] = []
         self._written, self._part = 0.0, 0
 
@@ -86,8 +89,21 @@ class Journal:
             )
         if not resume:
             return {}
+        return self.read()
+
+    def read(self, writers: str = '') -> dict[str, Result]:
+        """Return the results in the journal, by source.
+
+        Args:
+            writers: read what the writers wrote whose names begin so.
+
+        Raises:
+            UserError: they were made with other settings.
+        """
         done: dict[str, Result] = {}
-        for file in files:
+        for file in list_files(self._path):
+            if not file.replace(os.sep, '/').rpartition('/')[2].startswith(writers):
+                continue
             for row in _read_lines(file):
                 if 'settings' in row:
                     self._check(row['settings'])
@@ -135,10 +151,10 @@ class Journal:
         first = [json.dumps(dict(settings=self._settings))] if self._part == 0 else []
         text = ''.join(f'{line}\n' for line in (*first, *self._lines))
         if is_uri(self._path):
-            name = f'{self._writer}-{time.time_ns()}.jsonl'
+            name = f'{self.writer}-{time.time_ns()}.jsonl'
             write_file(join(self._path, name), lambda path: write_text(path, text))
         else:
-            path = os.path.join(self._path, f'{self._writer}.jsonl')
+            path = os.path.join(self._path, f'{self.writer}.jsonl')
             try:
                 os.makedirs(self._path, exist_ok=True)
                 with open(path, 'ab') as file:
