@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Segment images, folders of images and rasters, and write pictures, masks and numbers."""
+"""Segment images, folders of images, videos and rasters, and write pictures, masks and numbers."""
 
 import argparse
 
@@ -18,7 +18,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'inputs', nargs='+', metavar='INPUT',
         help='the checkpoint (path or URL), then: image, folder (searched recursively), glob pattern, text file with '
-        'one input per line (.txt), or URI such as https://... or s3://...',
+        'one input per line (.txt), URI such as https://... or s3://..., video, or camera (camera:0)',
     )  # fmt: skip
     parser.add_argument('--out', required=True, help='folder or URI for the results')
     parser.add_argument(
@@ -50,6 +50,7 @@ def parse_args() -> argparse.Namespace:
         '--value-range', type=float, nargs=2, metavar=('LOW', 'HIGH'),
         help='values of rasters that become black and white (needed unless they have 8 bits)',
     )  # fmt: skip
+    parser.add_argument('--max-frames', type=int, metavar='N', help='frames of a video or camera (default: all)')
     parser.add_argument('--readers', type=int, default=2, help='threads that read images (default: 2)')
     parser.add_argument('--writers', type=int, default=2, help='threads that write results (default: 2)')
     parser.add_argument('--allow-partial', action='store_true', help='accept a checkpoint that lacks tensors')

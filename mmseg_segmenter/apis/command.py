@@ -231,7 +231,9 @@ def _output_spec(args: argparse.Namespace, given: Positionals) -> OutputSpec:
         kinds = kinds if 'comparison' in kinds else (*kinds, 'comparison')
         cfg, _ = load_config(given.config, given.checkpoint, parse_options(args.cfg_options))
         annotations = Annotations(args.annotations, annotation_format(cfg))
-    options = dict(bands=args.bands, value_range=args.value_range and tuple(args.value_range))
+    options = dict(
+        bands=args.bands, value_range=args.value_range and tuple(args.value_range), max_frames=args.max_frames
+    )
     options = {key: value for key, value in options.items() if value is not None}
     return OutputSpec(args.out, kinds, args.opacity, f'.{args.overlay_format}', annotations, options)
 

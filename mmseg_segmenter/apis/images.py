@@ -80,7 +80,7 @@ def decode_image(content: bytes, source: str, max_pixels: int = MAX_PIXELS) -> I
     Raises:
         UserError: not a readable image, cut short, or too large.
     """
-    with _decoding(source, len(content)), no_pillow_limit(), Image.open(io.BytesIO(content)) as image:
+    with decoding(source, len(content)), no_pillow_limit(), Image.open(io.BytesIO(content)) as image:
         width, height = image.size
         if width * height > max_pixels:
             raise UserError(f'{source}: {width}x{height} pixels, expected at most {max_pixels:,} (max_pixels)')
@@ -88,7 +88,7 @@ def decode_image(content: bytes, source: str, max_pixels: int = MAX_PIXELS) -> I
             bgr = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
             if bgr is not None:
                 return InputImage(bgr, source)
-        return InputImage(_to_bgr(image), source)
+        return InputImage(to_bgr(image), source)
 
 
 def as_input_image(image: Any, channel_order: str = 'bgr', max_pixels: int = MAX_PIXELS) -> InputImage:
@@ -111,7 +111,7 @@ def as_input_image(image: Any, channel_order: str = 'bgr', max_pixels: int = MAX
         return read_image(image, max_pixels)
     if isinstance(image, Image.Image):
         name = getattr(image, 'filename', '') or 'PIL image'
-        return InputImage(_to_bgr(image), name)
+        return InputImage(to_bgr(image), name)
     if not isinstance(image, np.ndarray):
         raise TypeError(f'image of type {type(image).__name__}; expected a path, a NumPy array or a PIL image')
     if channel_order not in ('bgr', 'rgb'):
@@ -127,7 +127,7 @@ def as_input_image(image: Any, channel_order: str = 'bgr', max_pixels: int = MAX
 
 
 @contextmanager
-def _decoding(source: str, size: int) -> Iterator[None]:
+def decoding(source: str, size: int) -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError:
@@ -169,7 +169,7 @@ def _has_end_marker(content: bytes, kind: str | None) -> bool:
     return kind == 'BMP' or (b'\xff\xd9' in end if kind == 'JPEG' else b'IEND' in end)
 
 
-def _to_bgr(image: Image.Image) -> np.ndarray:
+def to_bgr(image: Image.Image) -> np.ndarray:
     """Convert an image of any mode to (H, W, 3) uint8 BGR, upright."""
     image = ImageOps.exif_transpose(image)
     if image.mode in ('I;16', 'I;16B', 'I;16L', 'I;16N', 'I', 'F'):

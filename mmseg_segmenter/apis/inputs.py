@@ -4,6 +4,7 @@ import glob
 import hashlib
 import itertools
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,10 +24,13 @@ IMAGE_SUFFIXES = frozenset(
     )
 )
 # The kind of input by suffix. Other files are images.
-KINDS: dict[str, str] = {'.vrt': 'raster'}
+VIDEO_SUFFIXES = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv')
+KINDS: dict[str, str] = {'.vrt': 'raster', **dict.fromkeys(VIDEO_SUFFIXES, 'video')}
+CAMERA = 'camera:'  # begins a source such as camera:0 or camera:rtsp://host/stream
 # Images with more pixels are segmented as rasters, strip by strip.
 RASTER_PIXELS = 150_000_000
 _LISTS = ('.txt', '.lst')
+_ANIMATIONS = ('GIF', 'PNG', 'WEBP')  # other formats hold pages, or views for 3D
 _GEO_KEYS = 34735  # the TIFF tag that names a coordinate system
 
 
@@ -39,7 +43,8 @@ class Task(NamedTuple):
             unique among the tasks of a run.
         kind: ``'image'``, a key of :data:`mmseg_segmenter.apis.pipeline.HANDLERS`,
             or ``'auto'``: ``'raster'`` if the image has a coordinate system
-            (GeoTIFF) or more than ``RASTER_PIXELS`` pixels, else ``'image'``.
+            (GeoTIFF) or more than ``RASTER_PIXELS`` pixels, ``'animation'`` if
+            it has several frames, else ``'image'``.
     """
 
     source: str
@@ -71,7 +76,7 @@ def find_tasks(
     Args:
         inputs: files, folders (searched recursively for images and other known
             suffixes), glob patterns, text files with one input per line
-            (``.txt``), or URIs of any of these.
+            (``.txt``), URIs of any of these, or cameras (``camera:0``).
         exclude: folder that is not searched, such as that of the results.
         known: names that sources have from an earlier run. They keep them, and
             others do not get them.
@@ -119,6 +124,8 @@ def _read_lists(inputs: Iterable[str], depth: int = 0) -> Iterator[str]:
 
 def _search(path: str, exclude: str | None) -> list[_Source] | None:
     """Return the files below a folder or that match a pattern; None for a single file."""
+    if path.startswith(CAMERA):
+        return [_Source(path, (re.sub(r'[^\w.-]+', '-', path).strip('-') + '.camera',))]
     if is_uri(path):
         return _search_uri(path)
     path = os.path.expanduser(path)
@@ -207,8 +214,8 @@ def _parts(path: str) -> tuple[str, ...]:
 
 
 def identity(path: str) -> str:
-    """Return what is the same for two names of one file: its absolute path, or its URI."""
-    return path if is_uri(path) else os.path.abspath(os.path.expanduser(path))
+    """Return what is the same for two names of one file: its absolute path, or its URI. Cameras keep their name."""
+    return path if is_uri(path) or path.startswith(CAMERA) else os.path.abspath(os.path.expanduser(path))
 
 
 def _unique_names(sources: Sequence[_Source], known: Mapping[str, str]) -> list[str]:
@@ -239,6 +246,8 @@ def _name(source: _Source, level: int) -> str:
 
 
 def _kind(path: str, raster: bool | None) -> str:
+    if path.startswith(CAMERA):
+        return 'camera'
     suffix = os.path.splitext(urlsplit(path).path if is_uri(path) else path)[1].lower()
     if suffix in KINDS:
         return KINDS[suffix]
@@ -251,10 +260,12 @@ class Header(NamedTuple):
     Attributes:
         pixels: height times width.
         georeferenced: a TIFF with a coordinate system.
+        animated: it has several frames, which are shown one after another.
     """
 
     pixels: int
-    georeferenced: bool
+    georeferenced: bool = False
+    animated: bool = False
 
 
 def read_header(path: str) -> Header | None:
@@ -264,6 +275,7 @@ def read_header(path: str) -> Header | None:
     try:
         with no_pillow_limit(), Image.open(os.path.expanduser(path)) as image:
             tags: Any = getattr(image, 'tag_v2', {})
-            return Header(image.width * image.height, _GEO_KEYS in tags)
+            animated = image.format in _ANIMATIONS and getattr(image, 'is_animated', False)
+            return Header(image.width * image.height, _GEO_KEYS in tags, animated)
     except Exception:  # Pillow raises many kinds; the error is reported when the file is read
         return None

@@ -23,7 +23,7 @@ class Result(NamedTuple):
     Attributes:
         source: path or URI.
         name: of the results.
-        kind: ``'image'``, ``'raster'``, ``'video'``.
+        kind: ``'image'``, ``'raster'``, ``'video'``, ``'animation'``, ``'camera'``.
         status: ``'done'`` or ``'failed'``.
         error: one line, if it failed.
         height: of the input, in pixels.

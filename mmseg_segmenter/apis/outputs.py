@@ -80,7 +80,7 @@ class OutputSpec:
         overlay_suffix: ``'.jpg'`` or ``'.png'``.
         annotations: for ``'comparison'``.
         options: settings of other kinds of input (rasters: ``bands``,
-            ``value_range``).
+            ``value_range``; videos: ``max_frames``).
 
     Raises:
         UserError: an unknown kind, or a value outside its range.

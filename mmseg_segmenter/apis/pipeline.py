@@ -25,12 +25,15 @@ class Stopped(Exception):  # noqa: N818  no error
     """A run was asked to stop while it worked on an input."""
 
 
-# For inputs that are no single image: segments the input of a task and returns its result. It calls its last argument
-# with the share that is done, 0 to 1, every few seconds; that call raises Stopped, which it lets pass.
-Handler = Callable[[Predictor, Task, OutputSpec, Callable[[float], None]], Result]
+# For inputs that are no single image: segments the input of a task and returns its result. The number is that of images
+# per forward pass. It calls its last argument with the share that is done, 0 to 1, every few seconds; that call raises
+# Stopped, which it lets pass.
+Handler = Callable[[Predictor, Task, OutputSpec, int, Callable[[float], None]], Result]
 
 
-def _segment_raster(predictor: Predictor, task: Task, outputs: OutputSpec, progress: Callable[[float], None]) -> Result:
+def _segment_raster(
+    predictor: Predictor, task: Task, outputs: OutputSpec, batch_size: int, progress: Callable[[float], None]
+) -> Result:
     from .raster import segment_raster
 
     file = outputs.file('labels', task.name, '.tif')
@@ -47,8 +50,21 @@ def _segment_raster(predictor: Predictor, task: Task, outputs: OutputSpec, progr
     )
 
 
+def _segment_video(
+    predictor: Predictor, task: Task, outputs: OutputSpec, batch_size: int, progress: Callable[[float], None]
+) -> Result:
+    from .video import segment_video
+
+    return segment_video(predictor, task, outputs, batch_size, progress)
+
+
 # By the kind of a task.
-HANDLERS: dict[str, Handler] = {'raster': _segment_raster}
+HANDLERS: dict[str, Handler] = {
+    'raster': _segment_raster,
+    'video': _segment_video,
+    'animation': _segment_video,
+    'camera': _segment_video,
+}
 
 
 class _Read(NamedTuple):
@@ -167,9 +183,11 @@ class Pipeline:
         """Return the kind of an input and the memory that it will take, as far as its header tells."""
         if task.kind not in ('auto', 'image'):
             return _Read(task, 0)
-        header = read_header(task.source) or Header(0, False)
+        header = read_header(task.source) or Header(0)
         if task.kind == 'auto' and (header.georeferenced or (header.pixels > RASTER_PIXELS and self._has_rasters())):
             return _Read(task._replace(kind='raster'), 0)
+        if task.kind == 'auto' and header.animated:
+            return _Read(task._replace(kind='animation'), 0)
         return _Read(task._replace(kind='image'), header.pixels * self._pixel_bytes)
 
     def _has_rasters(self) -> bool:
@@ -257,7 +275,7 @@ class Pipeline:
 
         start = time.perf_counter()
         try:
-            result = HANDLERS[task.kind](self.predictor, task, self.outputs, progress)
+            result = HANDLERS[task.kind](self.predictor, task, self.outputs, self.batch_size, progress)
         except Stopped:
             return failed._replace(error=INTERRUPTED)
         except Exception as error:

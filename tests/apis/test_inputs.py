@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, TiffImagePlugin
 from tiny_run import write_image
 
-from mmseg_segmenter.apis.inputs import find_tasks, read_header
+from mmseg_segmenter.apis.inputs import Task, find_tasks, read_header
 from mmseg_segmenter.errors import MissingFileError, UserError
 
 
@@ -143,22 +143,26 @@ def test_known_names_of_other_inputs_are_taken(touch, tmp_path):
 
 
 def test_kinds(touch):
-    touch('a.png', 'b.vrt')
-    assert [task.kind for task in find_tasks(['.'])] == ['auto', 'raster']
+    touch('a.png', 'b.vrt', 'c.MP4')
+    assert [task.kind for task in find_tasks(['.'])] == ['auto', 'raster', 'video']
+    assert find_tasks(['camera:0']) == [Task('camera:0', 'camera-0', 'camera')]
     assert [task.kind for task in find_tasks(['a.png'], raster=True)] == ['raster']
     assert [task.kind for task in find_tasks(['a.png'], raster=False)] == ['image']
 
 
 def test_header(tmp_path):
     path = write_image(tmp_path / 'a.png', (40, 56))
-    assert read_header(str(path)) == (40 * 56, False)
+    assert read_header(str(path)) == (40 * 56, False, False)
     Image.open(path).save(tmp_path / 'a.tif')
-    assert read_header(str(tmp_path / 'a.tif')) == (40 * 56, False)
+    assert read_header(str(tmp_path / 'a.tif')) == (40 * 56, False, False)
     tags = TiffImagePlugin.ImageFileDirectory_v2()
     tags[34735] = (1, 1, 0, 0)
     tags.tagtype[34735] = 3
     Image.open(path).save(tmp_path / 'b.tif', tiffinfo=tags)
-    assert read_header(str(tmp_path / 'b.tif')) == (40 * 56, True)
+    assert read_header(str(tmp_path / 'b.tif')) == (40 * 56, True, False)
+    for name, animated in (('a.gif', True), ('a.webp', True), ('pages.tif', False)):
+        Image.open(path).save(tmp_path / name, save_all=True, append_images=[Image.new('RGB', (56, 40))])
+        assert read_header(str(tmp_path / name)) == (40 * 56, False, animated)
     (tmp_path / 'text.png').write_text('text')
     assert read_header(str(tmp_path / 'text.png')) is None
     assert read_header(str(tmp_path / 'nothing.png')) is None

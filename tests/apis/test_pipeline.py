@@ -214,7 +214,7 @@ def test_memory_bounds_what_is_read_ahead(predictor, images, tmp_path, monkeypat
 def test_other_kinds_of_input(predictor, images, tmp_path, monkeypatch):
     """They run through their handlers, and can be stopped."""
 
-    def handler(predictor, task, outputs, progress):
+    def handler(predictor, task, outputs, batch_size, progress):
         for i in range(4):
             progress(i / 4)
         if task.name == 'bad':
