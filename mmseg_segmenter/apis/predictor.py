@@ -82,6 +82,7 @@ class Predictor:
         model: the segmentor.
         cfg: its config.
         checkpoint: path or URL of its weights.
+        tta: whether augmentations are averaged.
 
     Raises:
         UserError: the config, the checkpoint or an option is not usable; the
@@ -116,6 +117,7 @@ class Predictor:
         self.model.to(self.device).eval()
         if compile:
             compile_parts(self.model)
+        self.tta = tta
         self._tta = build_tta(self.cfg, self.model) if tta else None
         self._transforms = test_transforms(self.cfg, tta)
         self._of_thread = threading.local()

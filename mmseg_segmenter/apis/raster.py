@@ -2,16 +2,20 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from mmseg.datasets.transforms import PackSegInputs
 
 from ..errors import MissingFileError, MissingPackageError, UserError
-from ..files import replace_file
 from ..models.segmentors import Segmenter
-from .predictor import Predictor
-from .strips import segment_strips
+from .images import InputImage
+from .inputs import RASTER_PIXELS
+from .predictor import Predictor, Prepared
+from .storage import is_uri, write_file
+from .strips import Strip, segment_strips
 
 _BLOCK = 512  # side of the tiles of the output, in pixels
 _CACHE_BYTES = 64 << 20  # GDAL's default is 5 % of the machine's memory
@@ -43,19 +47,23 @@ def segment_raster(
 ) -> RasterResult:
     """Segment a raster and write its labels as a tiled, compressed GeoTIFF.
 
-    The raster is read and written by strips, at its own resolution: memory
-    depends on its width, not on its height. Coordinate system, transform and
-    ground control points are kept. The result has the palette of the classes
-    as its colour table, and overviews. Pixels without data (by the raster's
-    mask or no-data value) get the no-data value of the result: 255, or 65535
-    from 255 classes on.
+    The raster is read and written by strips: memory depends on its width, not
+    on its height. It is segmented at its own resolution; the test pipeline of
+    the config, which may resize images, is not applied. Coordinate system,
+    transform, ground control points and RPCs are kept. The result has the
+    palette of the classes as its colour table, and overviews. Pixels without
+    data (by the raster's mask, alpha band or no-data value) get the no-data
+    value of the result: 255, or 65535 from 256 classes on.
+
+    Rasters smaller than a window, and those for models without sliding
+    windows, are segmented in memory, up to ``RASTER_PIXELS`` pixels.
 
     Args:
-        predictor: with a model in ``'slide'`` mode.
+        predictor: without test-time augmentation.
         source: path or GDAL name of the raster.
-        destination: ``.tif`` file to write.
+        destination: ``.tif`` file to write, local or a URI.
         bands: red, green and blue, counted from 1. Default: the first three,
-            or the only one.
+            or the only one, through its colour table if it has one.
         value_range: values that become 0 and 255. Required unless the raster
             has 8 bits.
         progress: called with the share that is done, 0 to 1.
@@ -66,14 +74,14 @@ def segment_raster(
         UserError: the raster is not readable, or an argument does not fit it.
     """
     rasterio = _import_rasterio()
-    if not isinstance(predictor.model, Segmenter):
-        raise UserError(f'{type(predictor.model).__name__} cannot segment rasters by strips; expected a Segmenter')
+    if predictor.tta:
+        raise UserError(f'{source}: rasters are segmented without test-time augmentation; leave out tta')
     with contextlib.ExitStack() as stack:
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES))
         raster = stack.enter_context(_open(rasterio, source))
         reader = _Reader(raster, source, bands, value_range, predictor)
         results: list[RasterResult] = []
-        replace_file(destination, lambda path: results.append(_write(rasterio, predictor, reader, path, progress)))
+        write_file(destination, lambda path: results.append(_write(rasterio, predictor, reader, path, progress)))
     return results[0]
 
 
@@ -89,6 +97,8 @@ def _import_rasterio() -> Any:
 
 @contextlib.contextmanager
 def _open(rasterio: Any, source: str) -> Iterator[Any]:
+    source = source if is_uri(source) else os.path.expanduser(source)
+    warnings.simplefilter('ignore', rasterio.errors.NotGeoreferencedWarning)  # plain images are rasters too
     try:
         raster = rasterio.open(source)
     except rasterio.errors.RasterioIOError as error:
@@ -110,6 +120,7 @@ class _Reader:
         value_range: tuple[float, float] | None,
         predictor: Predictor,
     ) -> None:
+        palette = _palette(raster) if bands is None and raster.count == 1 else None
         if bands is None:
             bands = (1, 2, 3) if raster.count >= 3 else (1,)
         if len(bands) not in (1, 3) or not all(1 <= band <= raster.count for band in bands):
@@ -123,6 +134,7 @@ class _Reader:
         if value_range is not None and not value_range[0] < value_range[1]:
             raise UserError(f'value_range={value_range}; expected two rising numbers')
         self.raster, self.source, self.value_range = raster, source, value_range
+        self._palette = palette
         # OpenMMLab's preprocessors expect BGR.
         self.bands = list(bands)[::-1] if len(bands) == 3 else list(bands) * 3
         self.size = (raster.height, raster.width)
@@ -153,12 +165,44 @@ class _Reader:
             raise UserError(f'{self.source}: cannot read rows {top} to {bottom}: {error}') from None
         order = {band: i for i, band in enumerate(sorted(set(self.bands)))}
         pixels = pixels[[order[band] for band in self.bands]].transpose(1, 2, 0)
+        if self._palette is not None:
+            pixels = self._palette[pixels[..., 0]]
         if self.value_range is not None:
             low, high = self.value_range
             scaled = (pixels.astype(np.float32) - low) * (255 / (high - low))
             pixels = np.nan_to_num(scaled).clip(0, 255).round().astype(np.uint8)
         # What lies under no-data must not depend on the value that marks it.
         return np.dstack((np.where(mask[..., None] > 0, pixels, np.uint8(0)), mask))
+
+
+def _palette(raster: Any) -> np.ndarray | None:
+    """Return the colour table of a raster's first band as (256, 3) BGR; None without one."""
+    from rasterio.enums import ColorInterp
+
+    if raster.colorinterp[0] != ColorInterp.palette or raster.dtypes[0] != 'uint8':
+        return None
+    table = np.zeros((256, 3), np.uint8)
+    for value, colour in raster.colormap(1).items():
+        table[value] = colour[2::-1]  # of RGBA
+    return table
+
+
+def _strips(predictor: Predictor, reader: _Reader) -> Iterator[Strip]:
+    """Segment a raster strip by strip, or a small one at once where the model has no windows that fit into it."""
+    model, (H, W) = predictor.model, reader.size
+    if isinstance(model, Segmenter) and model.test_cfg.mode == 'slide':
+        window = model.test_cfg.crop_size
+        if window[0] <= H and window[1] <= W:
+            return segment_strips(model, (H, W), reader.read, predictor.autocast)
+    if H * W > RASTER_PIXELS:
+        raise UserError(
+            f'{reader.source}: {H}x{W} pixels; for more than {RASTER_PIXELS:,} the model must be a Segmenter with '
+            "test_cfg.mode='slide' and windows that fit into the raster"
+        )
+    bgr = np.ascontiguousarray(reader.read(0, H)[..., :3])
+    sample = PackSegInputs()(dict(img=bgr, img_path=reader.source, img_shape=(H, W), ori_shape=(H, W)))
+    (prediction,) = predictor.segment([Prepared(InputImage(bgr, reader.source), sample, (3, H, W))])
+    return iter([Strip(0, prediction.labels)])
 
 
 def _write(
@@ -188,11 +232,13 @@ def _write(
         gcps, gcps_crs = raster.gcps
         if gcps:
             out.gcps = gcps, gcps_crs
+        if raster.rpcs is not None:
+            out.rpcs = raster.rpcs
         if dtype is np.uint8:
             out.write_colormap(1, {i: (*map(int, colour), 255) for i, colour in enumerate(predictor.classes.palette)})
         out.update_tags(1, **{f'class_{i}': name for i, name in enumerate(predictor.classes.names)})
         pending, top = np.empty((0, W), dtype), 0
-        for strip in segment_strips(predictor.model, (H, W), reader.read, predictor.autocast):
+        for strip in _strips(predictor, reader):
             bottom = strip.top + len(strip.labels)
             valid = reader.valid(strip.top, bottom)
             labels = np.where(valid, strip.labels, nodata).astype(dtype)
