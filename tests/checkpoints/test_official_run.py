@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from mmengine.runner import load_checkpoint
 from mmseg.registry import MODELS
 from torch.testing import assert_close
 
+from mmseg_segmenter.checkpoints.formats import official_segmenter
 from mmseg_segmenter.checkpoints.official_run import (
     convert_official_run,
     official_weights,
@@ -181,3 +183,116 @@ def test_existing_files_are_kept(tmp_path):
 def test_variant_is_read_as_the_official_code_reads_it(tmp_path):
     (tmp_path / 'variant.yml').write_text(VARIANT)
     assert load_variant(str(tmp_path / 'variant.yml')) == yaml.load(VARIANT, Loader=yaml.UnsafeLoader)
+
+
+# Datasets that the official code does not know
+
+CLASSES = ['sky', 'road: "wet"', 'ähre', 'a b', 'null', '1', 'tree # 5']
+PALETTE = [[i, 2 * i, 255 - i] for i in range(7)]
+
+
+@pytest.fixture
+def own_model(tmp_path):
+    """Config and weights of a model with seven classes of one's own."""
+    state = official_segmenter.to_mmseg(official.weights(official.load('linear'))).state_dict
+    torch.save(dict(state_dict=state), tmp_path / 'model.pth')
+    cfg = Config.fromfile(Path(__file__).parents[2] / 'configs' / 'segmenter' / 'segmenter_vit-s_mask_own.py')
+    cfg.model.backbone.update(img_size=(64, 64), embed_dims=48, num_layers=3, num_heads=3, init_cfg=None)
+    cfg.model.decode_head = dict(type='LinearHead', in_channels=48, num_classes=7)
+    cfg.model.test_cfg.update(crop_size=(64, 64), stride=(32, 32))
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.dataset.update(metainfo=dict(classes=CLASSES, palette=PALETTE), reduce_zero_label=True)
+    cfg.dump(tmp_path / 'config.py')
+    return tmp_path / 'config.py', tmp_path / 'model.pth'
+
+
+def run_tools(monkeypatch, own_model, back, again, *options):
+    for name, *args in (('mmseg2segm.py', *own_model, back), ('segm2mmseg.py', back, again, *options)):
+        monkeypatch.setattr(sys, 'argv', [name, *map(str, args)])
+        runpy.run_path(str(TOOL.with_name(name)), run_name='__main__')
+
+
+def test_own_dataset_there_and_back(tmp_path, own_model, monkeypatch):
+    run_tools(monkeypatch, own_model, tmp_path / 'back', tmp_path / 'again', '--verify')
+    content = load_variant(str(tmp_path / 'back' / 'variant.yml'))
+    assert content['dataset_kwargs']['dataset'] == 'BaseSegDataset' and content['net_kwargs']['n_cls'] == 7
+    cfg = Config.fromfile(tmp_path / 'again' / 'config.py')
+    for split in ('train', 'val', 'test'):
+        dataset = cfg[f'{split}_dataloader'].dataset
+        assert dataset.type == 'BaseSegDataset' and dataset.reduce_zero_label is True
+        assert dataset.metainfo == dict(classes=CLASSES, palette=PALETTE)
+    assert cfg.model.decode_head.num_classes == 7
+    one, other = (torch.load(f, weights_only=True)['state_dict'] for f in (own_model[1], tmp_path / 'again/model.pth'))
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_keys_of_the_official_code_are_what_it_has(tmp_path, own_model):
+    """Those that it passes on as arguments have nothing added; what is ours is beside them."""
+    write_official_run(*map(str, own_model), str(tmp_path / 'back'))
+    content = load_variant(str(tmp_path / 'back' / 'variant.yml'))
+    assert set(content) == {'dataset_kwargs', 'inference_kwargs', 'net_kwargs', 'version', 'dataset_meta'}
+    assert set(content['dataset_kwargs']) == {'dataset', 'image_size', 'crop_size', 'normalization'}
+    # the arguments of VisionTransformer, and what create_segmenter and create_vit take out of them
+    assert set(content['net_kwargs']) == {
+        'backbone', 'd_model', 'decoder', 'distilled', 'drop_path_rate', 'dropout', 'image_size', 'n_cls', 'n_heads',
+        'n_layers', 'normalization', 'patch_size',
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize('dataset', ['ade20k', 'cityscapes', 'pascal_context'])
+def test_sizes_there_and_back(tmp_path, dataset):
+    """The short side of the images is not the crop."""
+    variant = VARIANT.replace('dataset: ade20k, image_size: 64', f'dataset: {dataset}, image_size: 96')
+    out, back = tmp_path / 'out', tmp_path / 'back'
+    convert_official_run(str(make_run(tmp_path / 'run', 'linear', variant)), str(out))
+    write_official_run(str(out / 'config.py'), str(out / 'model.pth'), str(back))
+    content = load_variant(str(back / 'variant.yml'))
+    assert content['dataset_kwargs'] == dict(dataset=dataset, image_size=96, crop_size=64, normalization='vit')
+    assert content['inference_kwargs'] == dict(im_size=96, window_size=64, window_stride=32)
+    assert 'dataset_meta' not in content
+
+
+@pytest.mark.parametrize('as_file', [False, True])
+def test_classes_for_a_variant_without(tmp_path, monkeypatch, as_file):
+    source = make_run(tmp_path / 'run', 'linear', VARIANT.replace('dataset: ade20k', 'dataset: mine'))
+    (tmp_path / 'names.txt').write_text('\n'.join(CLASSES) + '\n', encoding='utf-8')
+    names = [str(tmp_path / 'names.txt')] if as_file else CLASSES
+    monkeypatch.setattr(sys, 'argv', ['segm2mmseg.py', str(source), str(tmp_path / 'out'), '--classes', *names])
+    runpy.run_path(str(TOOL), run_name='__main__')
+    dataset = Config.fromfile(tmp_path / 'out' / 'config.py').test_dataloader.dataset
+    assert dataset.type == 'BaseSegDataset' and dataset.metainfo == dict(classes=CLASSES)
+
+
+@pytest.mark.parametrize(
+    ('classes', 'message'),
+    [
+        (['a', 'b'], '2 names of classes, expected 7, the number in the weights'),
+        (['a'] * 7, r"--classes: classes=\['a', 'a', .*expected different names"),
+        ([], r'--classes: classes=\[\], expected different names'),
+        (['bytes.txt'], r'bytes\.txt: not UTF-8 text, expected one name a line'),
+        (['empty.txt'], r'empty\.txt: classes=\[\], expected different names'),
+    ],
+)
+def test_wrong_classes(tmp_path, monkeypatch, classes, message):
+    source = make_run(tmp_path / 'run', 'linear', VARIANT.replace('dataset: ade20k', 'dataset: mine'))
+    monkeypatch.chdir(tmp_path)
+    Path('bytes.txt').write_bytes(b'\xff\xfe')
+    Path('empty.txt').write_text('\n\n')
+    with pytest.raises(ValueError, match=message):
+        convert_official_run(str(source), 'out', classes=classes)
+    assert not Path('out').exists()
+
+
+def test_number_of_classes_that_the_dataset_does_not_have_is_a_warning(tmp_path):
+    run = convert_official_run(str(make_run(tmp_path / 'run', 'linear')), str(tmp_path / 'out'))
+    (warning,) = run.warnings
+    assert '7 classes, but ade20k has 150' in warning and '--classes' in warning
+    run = convert_official_run(str(tmp_path / 'run'), str(tmp_path / 'other'), classes=CLASSES)
+    assert run.warnings == []
+
+
+def test_what_is_assumed_is_printed(tmp_path):
+    run = convert_official_run(str(make_run(tmp_path / 'run', 'mask_transformer')), str(tmp_path / 'out'))
+    assert 'assumed, as in the official code: exact (erf) GELU, LayerNorm eps 1e-05, decoder heads width // 64' in str(
+        run
+    )

@@ -95,7 +95,7 @@ def test_structure_is_refused_in_one_line_at_once(tmp_path, text, words):
     path = write(tmp_path, text)
     start = time.perf_counter()
     assert words in refusal(load_variant, path)
-    assert time.perf_counter() - start < 20
+    assert time.perf_counter() - start < 5
 
 
 def test_large_file_is_not_read(tmp_path):
@@ -119,8 +119,10 @@ def test_aliases_of_the_official_code_are_read(tmp_path):
 # Values
 
 
-@pytest.mark.parametrize('value', ['-5', '0', '32', 'true', '64.0', '.nan', '.inf', '1e400', '2023-01-01', '"64"',
-                                   '[64]', 'null', '99999999999999', '0x' + 'f' * 6000])  # fmt: skip
+ODD = ['-5', '0', '32', 'true', '64.0', '.nan', '.inf', '1e400', '2023-01-01', '"64"', '[64]', 'null', '9' * 14]
+
+
+@pytest.mark.parametrize('value', [*ODD, pytest.param('0x' + 'f' * 6000, id='huge')])
 def test_odd_crop_size(tmp_path, value):
     text = refusal(read_variant, write(tmp_path, replaced('crop_size: 64', f'crop_size: {value}')))
     assert 'dataset_kwargs.crop_size=' in text and text.endswith('expected an integer from 33 to 65536')
