@@ -89,12 +89,16 @@ def segment_video(
     Raises:
         MissingFileError: no such file or camera.
         MissingPackageError: PyAV is not installed.
-        UserError: not a video, no frame could be decoded, or no output fits.
+        UserError: ``max_frames`` is not positive, not a video, no frame could be decoded, or no output fits.
     """
     stills = tuple(kind for kind in outputs.kinds if kind not in ('overlay', 'comparison'))
     if not stills and 'overlay' not in outputs.kinds:
         raise UserError(f'{task.source}: comparisons are not made for videos; add another output')
     limit = outputs.options.get('max_frames')
+    if limit is not None and limit < 1:
+        raise UserError(f'max_frames={limit}; expected at least 1')
+    if 'overlay' in outputs.kinds:
+        _import_av()
     with closing(_open(task)) as source:
         run = _Run(predictor, task, replace(outputs, kinds=stills or outputs.kinds), source, batch_size, limit)
         run.stills = bool(stills)
@@ -350,7 +354,7 @@ class _Animation:
             self._image: Any = Image.open(self._file)
         with contextlib.suppress(Exception), no_pillow_limit():
             self.total = getattr(self._image, 'n_frames', 1)
-        self.rate = Fraction(1000, round(self._image.info.get('duration') or _DEFAULT_DURATION))
+        self.rate = Fraction(1000, self._duration())
 
     def frames(self) -> Iterator[Frame]:
         """Yield the frames; memory holds one of them."""
@@ -365,9 +369,11 @@ class _Animation:
             except Exception as error:  # Pillow raises many kinds
                 self.fault = f'damaged at frame {i + 1} ({error})'
                 return
-            duration = round(self._image.info.get('duration') or _DEFAULT_DURATION)
-            yield Frame(bgr, pts, duration)
-            pts += duration
+            yield Frame(bgr, pts, self._duration())
+            pts += self._duration()
+
+    def _duration(self) -> int:
+        return max(round(self._image.info.get('duration') or _DEFAULT_DURATION), 1)
 
     def close(self) -> None:
         self._image.close()
@@ -384,7 +390,8 @@ class _Camera:
         self._capture = cv2.VideoCapture(int(device) if device.isdigit() else device)
         if not self._capture.isOpened():
             raise MissingFileError(f'{source}: no such camera; expected camera:NUMBER or camera:URL')
-        self.rate = Fraction(self._capture.get(cv2.CAP_PROP_FPS) or 30).limit_denominator(1001)
+        rate = self._capture.get(cv2.CAP_PROP_FPS)
+        self.rate = Fraction(rate if 1 <= rate <= 1000 else 30).limit_denominator(1001)
         self.fault = ''
 
     def frames(self) -> Iterator[Frame]:
@@ -494,7 +501,8 @@ class _Sound:
                 self._streams[stream.index] = target.add_stream_from_template(stream)
             except ValueError as error:
                 source.fault = source.fault or f'its sound cannot be kept ({error})'
-        self._packets = self._container.demux(*(self._container.streams[i] for i in self._streams))
+        copied = [self._container.streams[i] for i in self._streams]
+        self._packets = self._container.demux(*copied) if copied else iter(())
         self._waiting: Any = None
         self._fetch()
 

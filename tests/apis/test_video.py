@@ -4,6 +4,8 @@ import contextlib
 import itertools
 import threading
 from fractions import Fraction
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
 import cv2
@@ -36,6 +38,7 @@ def picture(i, size=(48, 64)):
 
 def write_video(path, frames=24, rate=NTSC, size=(48, 64), codec='libx264', sound='aac', times=None, **context):
     """Write a video with a sine as its sound; ``times`` are in milliseconds."""
+    path.parent.mkdir(exist_ok=True)
     with av.open(str(path), 'w', options={'movflags': '+faststart'} if path.suffix in ('.mp4', '.mov') else {}) as file:
         video = file.add_stream(codec, rate=rate, options={'g': '8'})
         video.height, video.width, video.pix_fmt = *size, context.pop('pix_fmt', 'yuv420p')
@@ -233,6 +236,8 @@ def test_first_frames_only(segment, tmp_path):
     assert numbers(read(written)[0]) == list(range(15)) and result.status == 'done'
     end = 15 / NTSC
     assert end - 0.03 < sound_packets(written)[-1][1] < end
+    with pytest.raises(UserError, match='max_frames=0; expected at least 1'):
+        segment(source, max_frames=0)
 
 
 # Damage
@@ -307,6 +312,7 @@ def test_without_pyav(segment, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'av', None)
     with pytest.raises(MissingPackageError, match=r"pip install 'mmseg_segmenter\[video\]' or pip install av"):
         segment(source)
+    assert segment(write_animation(tmp_path / 'a.gif'), ('labels',), kind='animation').status == 'done'
 
 
 def test_without_h264(segment, tmp_path, monkeypatch):
@@ -458,6 +464,52 @@ def test_batches_and_threads(predictor, tmp_path, monkeypatch):
     assert sizes == [4, 4, 2]
     assert len(names) == 2 and threading.current_thread().name not in names
     assert threading.active_count() == before
+
+
+def test_sound_that_no_container_holds(segment, tmp_path, monkeypatch):
+    """The pictures are written without it, and the loss is reported."""
+    source = write_video(tmp_path / 'a.mp4')
+
+    def refuse(self, template):
+        raise ValueError("'mp4' format does not support 'aac' codec")
+
+    class Output:
+        """An output container that takes no sound."""
+
+        def __init__(self, container):
+            self._container = container
+
+        def __getattr__(self, name):
+            return getattr(self._container, name)
+
+        add_stream_from_template = refuse
+
+    monkeypatch.setattr(av, 'open', lambda *args, real=av.open, **options: (
+        Output(real(*args, **options)) if 'w' in args else real(*args, **options)))  # fmt: skip
+    result = segment(source)
+    assert result.status == 'failed' and 'its sound cannot be kept' in result.error
+    monkeypatch.undo()
+    assert numbers(read(tmp_path / 'out' / result.files[0])[0]) == list(range(24))
+
+
+def test_video_of_a_web_server(predictor, tmp_path):
+    write_video(tmp_path / 'web' / 'clip.mp4', frames=6)
+    handler = partial(QuietHandler, directory=str(tmp_path / 'web'))
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f'http://127.0.0.1:{server.server_port}'
+        tasks = find_tasks([f'{url}/clip.mp4', f'{url}/none.mp4'])
+        good, bad = sorted(Pipeline(predictor, OutputSpec(str(tmp_path / 'out'))).run(tasks), key=lambda r: r.name)
+        server.shutdown()
+    assert (good.status, good.error, good.kind) == ('done', '', 'video')
+    frames, _ = read(tmp_path / 'out' / good.files[0])
+    assert numbers(frames) == list(range(6)) and sound_packets(tmp_path / 'out' / good.files[0])
+    assert bad.status == 'failed' and 'none.mp4 is not a readable video' in bad.error
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
 
 
 def test_video_at_a_uri(predictor, tmp_path):
