@@ -3,28 +3,26 @@
 Pictures are (H, W, 3) uint8 RGB. Label maps are (H, W) of any integer type.
 """
 
-import math
+import os
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import cv2
+import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.patches import Patch
-from matplotlib.textpath import text_to_path
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import UserError
 from ..files import replace_file
 
-_DPI = 72  # so that a point, the unit of font sizes, is a pixel
 GAP = 8  # pixels between pictures
 LINE = 28  # height of a line of text
 _FONT = 13
+_LEGEND_LINE = 22  # height of a line of the legend
+_SWATCH = 2 * _FONT, _FONT  # width and height of a patch of colour in the legend
 _MIN_WIDTH = 240  # of a sheet, for the legend
-_INK = '0.12'
+_INK = (31, 31, 31)
 _IGNORED, _HATCH = (150, 150, 150), (215, 215, 215)
 _RIGHT, _WRONG = (70, 130, 180), (230, 60, 40)
 
@@ -96,9 +94,9 @@ def overlay(
     Returns:
         (H, W, 3) uint8.
     """
-    labels = _resize_labels(labels, picture)  # (H, W) of the picture
+    labels = resize_labels(labels, picture.shape[:2])
     ignored = labels == ignore_index
-    colours = np.asarray(palette, np.float32)[np.where(ignored, 0, labels)]
+    colours = np.asarray(palette, np.uint8)[np.where(ignored, 0, labels)]
     return _hatch(_tint(picture, colours, alpha), ignored)
 
 
@@ -114,28 +112,64 @@ def errors(picture: np.ndarray, labels: np.ndarray, prediction: np.ndarray, igno
     Returns:
         (H, W, 3) uint8.
     """
-    wrong = _resize_labels((labels != prediction).astype(np.uint8), picture).astype(bool)
-    colours = np.where(wrong[..., None], np.array(_WRONG, np.float32), np.array(_RIGHT, np.float32))
-    return _hatch(_tint(picture, colours, 0.6), _resize_labels(labels, picture) == ignore_index)
+    wrong = resize_labels((labels != prediction).astype(np.uint8), picture.shape[:2])
+    colours = np.array([_RIGHT, _WRONG], np.uint8)[wrong]
+    return _hatch(_tint(picture, colours, 0.6), resize_labels(labels, picture.shape[:2]) == ignore_index)
 
 
-def _resize_labels(labels: np.ndarray, picture: np.ndarray) -> np.ndarray:
-    height, width = picture.shape[:2]
+def resize_labels(labels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Resize a label map to (height, width) without new labels."""
+    if labels.shape == tuple(size):
+        return labels
     # OpenCV resizes float64, which represents every label exactly.
-    resized = cv2.resize(labels.astype(np.float64), (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    resized = cv2.resize(labels.astype(np.float64), (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
     return resized.astype(np.int64)
 
 
 def _tint(picture: np.ndarray, colours: np.ndarray, alpha: float) -> np.ndarray:
     # A grey picture, because the colours of the image could be mistaken for classes.
-    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[..., None]
-    return (grey * (1 - alpha) + colours * alpha).round().astype(np.uint8)
+    grey = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return cv2.addWeighted(grey, 1 - alpha, colours, alpha, 0)
 
 
 def _hatch(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
-    y, x = np.indices(where.shape, sparse=True)
-    pattern = np.where(((x + y) % 8 < 3)[..., None], np.array(_HATCH, np.uint8), np.array(_IGNORED, np.uint8))
-    return np.where(where[..., None], pattern, picture)
+    """Hatch pixels of a picture, in place."""
+    if where.any():
+        y, x = np.nonzero(where)
+        picture[y, x] = np.array([_IGNORED, _HATCH], np.uint8)[((x + y) % 8 < 3).astype(np.uint8)]
+    return picture
+
+
+def prediction_row(
+    name: str,
+    picture: np.ndarray,
+    prediction: np.ndarray,
+    palette: Sequence[Sequence[int]],
+    labels: np.ndarray | None = None,
+    ignore_index: int = 255,
+    with_errors: bool = False,
+) -> Row:
+    """Draw image, annotation (if there is one), prediction and, if asked for, errors.
+
+    Args:
+        name: of the image, for the caption.
+        picture: (H, W, 3) uint8.
+        prediction: predicted labels.
+        palette: K colours, RGB.
+        labels: annotation, of the shape of ``prediction``.
+        ignore_index: label of pixels without a class.
+        with_errors: draw :func:`errors` too.
+    """
+    predicted = overlay(picture, prediction, palette, ignore_index)
+    if labels is None:
+        return Row([picture, predicted], name, frozenset(np.unique(prediction).tolist()))
+    pictures = [picture, overlay(picture, labels, palette, ignore_index), predicted]
+    if with_errors:
+        pictures.append(errors(picture, labels, prediction, ignore_index))
+    valid = np.count_nonzero(labels != ignore_index)
+    right = np.count_nonzero((labels == prediction) & (labels != ignore_index))
+    score = f'{right / valid:.1%} of pixels right' if valid else 'no pixel labelled'
+    return Row(pictures, f'{name}  {score}', frozenset(np.union1d(labels, prediction).tolist()))
 
 
 def contact_sheet(
@@ -166,84 +200,105 @@ def contact_sheet(
     """
     columns = min(columns, len(rows))
     width = max(picture.shape[1] for row in rows for picture in row.pictures)
+    block = (width + GAP) * len(titles) + 2 * GAP  # of a row; the gap between samples is wider
+    total = max(block * columns, _MIN_WIDTH)
     lines = [rows[i : i + columns] for i in range(0, len(rows), columns)]
     heights = [max(picture.shape[0] for row in line for picture in row.pictures) for line in lines]
-    block = [GAP, *[width, GAP] * len(titles), GAP]  # the gap between samples is wider
-    across = block * columns
-    across.append(max(0, _MIN_WIDTH - sum(across)))
-    figure = Figure(dpi=_DPI)
-    canvas = FigureCanvasAgg(figure)
-    entries = _legend_entries(rows, classes, palette, ignore_index, marks)
-    down = [LINE, *(size for height in heights for size in (height, LINE)), _add_legend(figure, entries, sum(across))]
-    figure.set_size_inches(sum(across) / _DPI, sum(down) / _DPI)
-    edges = dict(left=0, bottom=0, right=1, top=1, wspace=0, hspace=0)
-    grid = figure.add_gridspec(len(down), len(across), width_ratios=across, height_ratios=down, **edges)
+    legend = _draw_legend(_legend_entries(rows, classes, palette, ignore_index, marks), total)
+    sheet = Image.new('RGB', (total, LINE + sum(heights) + LINE * len(lines) + legend.shape[0]), 'white')
+    for column in range(columns):
+        for k, title in enumerate(titles):
+            _write(sheet, title, column * block + GAP + k * (width + GAP), LINE // 2, width)
+    top = LINE
+    for line, height in zip(lines, heights, strict=True):
+        for column, row in enumerate(line):
+            left = column * block + GAP
+            for k, picture in enumerate(row.pictures):
+                x = left + k * (width + GAP) + (width - picture.shape[1]) // 2
+                sheet.paste(Image.fromarray(picture), (x, top + (height - picture.shape[0]) // 2))
+            _write(sheet, row.caption, left, top + height + LINE // 2, max(block, total * (columns == 1)) - 2 * GAP)
+        top += height + LINE
+    sheet.paste(Image.fromarray(legend), (0, top))
+    return np.array(sheet)
 
-    def write(text: str, line: int, column: int, room: int) -> None:
-        cell = grid[line, column].get_position(figure)
-        style: dict[str, Any] = dict(size=_FONT, color=_INK, va='center', parse_math=False)
-        figure.text(cell.x0, (cell.y0 + cell.y1) / 2, _shorten(text, room), **style)
 
-    for i, row in enumerate(rows):
-        line, column = 1 + i // columns * 2, 1 + i % columns * len(block)
-        for k, picture in enumerate(row.pictures):
-            if line == 1:
-                write(titles[k], 0, column + 2 * k, width)
-            cell = grid[line, column + 2 * k].get_position(figure).transformed(figure.transFigure)  # in pixels
-            x, y = cell.x0 + (cell.width - picture.shape[1]) / 2, cell.y0 + (cell.height - picture.shape[0]) / 2
-            figure.figimage(picture, round(x), round(y))  # never resamples, unlike imshow
-        write(row.caption, line + 1, column, sum(block) - 2 * GAP)
-    canvas.draw()
-    return np.array(canvas.buffer_rgba())[..., :3]
+@cache
+def _font() -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), 'fonts', 'ttf', 'DejaVuSans.ttf'), _FONT)
+
+
+def _write(image: Image.Image, text: str, x: int, y: int, room: int) -> None:
+    """Write a line of at most ``room`` pixels that starts at ``x`` and whose middle is at ``y``."""
+    ImageDraw.Draw(image).text((x, y), _shorten(_one_line(text), room), _INK, _font(), anchor='lm')
+
+
+def _one_line(text: str) -> str:
+    """Replace what cannot be drawn in a line: line breaks, and bytes of file names that are not text."""
+    return ''.join(c if c.isprintable() else ' ' if c.isspace() else '\N{REPLACEMENT CHARACTER}' for c in text)
 
 
 def _shorten(text: str, room: int) -> str:
     """Replace the beginning of a text by an ellipsis until it is at most ``room`` pixels wide."""
-    while len(text) > 2 and (width := _text_width(text)) > room:
+    while len(text) > 2 and (width := _font().getlength(text)) > room:
         text = '…' + text[max(2, int(len(text) * (1 - room / width))) :]
     return text
 
 
-def _text_width(text: str) -> float:
-    return text_to_path.get_text_width_height_descent(text, FontProperties(size=_FONT), ismath=False)[0]
+class _Entry(NamedTuple):
+    name: str
+    colour: Sequence[int]
+    hatched: bool = False
 
 
 def _legend_entries(
     rows: Sequence[Row], classes: Sequence[str], palette: Sequence[Sequence[int]], ignore_index: int, marks: bool
-) -> list[tuple[str, Patch]]:
-    """Return the names of what the pictures show, and swatches of their colours."""
+) -> list[_Entry]:
+    """Return the names and colours of what the pictures show."""
     present = frozenset[int]().union(*(row.labels for row in rows))
-    colours = [(classes[k], palette[k]) for k in sorted(present - {ignore_index})]
-    colours += [('right', _RIGHT), ('wrong', _WRONG)] * marks
-    to_hex = '#{:02x}{:02x}{:02x}'.format
-    entries = [(name, Patch(facecolor=to_hex(*colour))) for name, colour in colours]
-    if ignore_index in present:
-        patch = Patch(facecolor=to_hex(*_IGNORED), edgecolor=to_hex(*_HATCH), hatch='////', linewidth=0)
-        entries.append(('ignored', patch))
+    entries = [_Entry(classes[k], palette[k]) for k in sorted(present - {ignore_index})]
+    entries += [_Entry('right', _RIGHT), _Entry('wrong', _WRONG)] * marks
+    entries += [_Entry('ignored', _IGNORED, hatched=True)] * (ignore_index in present)
     return entries
 
 
-def _add_legend(figure: Figure, entries: list[tuple[str, Patch]], width: int) -> int:
-    """Add a legend at the bottom of a figure that is ``width`` pixels wide, and return its height in pixels."""
+def _draw_legend(entries: Sequence[_Entry], width: int) -> np.ndarray:
+    """Draw the entries in columns.
+
+    Returns:
+        (H, ``width``, 3) uint8 RGB; H is 0 without entries.
+    """
     if not entries:
-        return 0
-    around = 2 * _FONT + 3 * GAP  # pixels of an entry beside its name
-    names = [_shorten(name, width - GAP - around) for name, _ in entries]
-    columns = max(1, int((width - GAP) // (max(map(_text_width, names)) + around)))
-    gap = GAP / _FONT  # in units of the font size, as the sizes of a legend are
-    sizes: dict[str, Any] = dict(borderaxespad=0, borderpad=gap, handletextpad=gap, columnspacing=2 * gap)
-    sizes.update(fontsize=_FONT, handlelength=2, handleheight=1.2)
-    patches = [patch for _, patch in entries]
-    legend = figure.legend(patches, names, ncols=columns, loc='lower left', frameon=False, labelcolor=_INK, **sizes)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-    return math.ceil(legend.get_window_extent().height)
+        return np.empty((0, width, 3), np.uint8)
+    swatch_width, swatch_height = _SWATCH
+    around = swatch_width + 3 * GAP  # pixels of an entry beside its name
+    names = [_shorten(_one_line(entry.name), width - GAP - around) for entry in entries]
+    pitch = int(max(map(_font().getlength, names))) + 1 + around
+    columns = max(1, (width - GAP) // pitch)
+    lines = -(-len(entries) // columns)
+    image = Image.new('RGB', (width, lines * _LEGEND_LINE + GAP), 'white')
+    for i, (name, entry) in enumerate(zip(names, entries, strict=True)):
+        x, y = GAP + i % columns * pitch, GAP // 2 + i // columns * _LEGEND_LINE + _LEGEND_LINE // 2
+        swatch = np.full((swatch_height, swatch_width, 3), entry.colour, np.uint8)
+        swatch = _hatch(swatch, np.full(swatch.shape[:2], entry.hatched))
+        image.paste(Image.fromarray(swatch), (x, y - swatch_height // 2))
+        _write(image, name, x + swatch_width + GAP, y, width)
+    return np.array(image)
 
 
 def save(path: str, sheet: np.ndarray) -> None:
-    """Write a picture as a PNG, whole or not at all. Its folder is created, and an existing file is replaced.
+    """Write a picture as PNG or JPEG, whole or not at all. Its folder is created, and an existing file is replaced.
+
+    Args:
+        path: file to write. Its suffix selects the format; any but ``.jpg`` and
+            ``.jpeg`` means PNG.
+        sheet: (H, W, 3) uint8 RGB.
 
     Raises:
         OSError: the file cannot be written.
     """
-    replace_file(path, lambda part: Image.fromarray(sheet).save(part, format='PNG'))
+    jpeg = path.lower().endswith(('.jpg', '.jpeg'))
+    # Level 1 takes a third of the time of Pillow's default for files a few per cent larger. Without subsampling, the
+    # borders of the colours stay sharp.
+    options: dict[str, Any] = dict(quality=92, subsampling=0) if jpeg else dict(compress_level=1)
+    image = Image.fromarray(sheet)
+    replace_file(path, lambda part: image.save(part, format='JPEG' if jpeg else 'PNG', **options))
