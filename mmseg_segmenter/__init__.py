@@ -30,6 +30,7 @@ from .datasets import LoadLabelMap
 from .engine import layer_decay  # noqa: F401  registers its class
 from .evaluation import ConfusionMatrix, MAEMetric
 from .models import LinearHead, Segmenter, SegmenterMaskTransformerHead, SegmenterViT
+from .visualization.hook import SegmenterVisualizationHook
 
 schemes.register()
 
@@ -41,5 +42,6 @@ __all__ = [
     'Segmenter',
     'SegmenterMaskTransformerHead',
     'SegmenterViT',
+    'SegmenterVisualizationHook',
     '__version__',
 ]

@@ -53,6 +53,12 @@ def test_the_matrix_is_complete():
 
 
 @pytest.mark.parametrize('name', CONFIGS)
+def test_pictures_are_drawn_by_our_hook(name):
+    """mmseg's warns that it draws nothing."""
+    assert read_config(ROOT / name).default_hooks.visualization.type == 'SegmenterVisualizationHook'
+
+
+@pytest.mark.parametrize('name', CONFIGS)
 def test_nothing_is_left_of_shared_settings(name):
     """Settings that a config takes from a base with `_base_.pop` must all have been taken."""
     assert not {'multi_scale_test', 'model_settings', 'setr_model'} & read_config(ROOT / name).keys()

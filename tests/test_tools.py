@@ -90,13 +90,21 @@ def test_train_and_test_give_the_same_score(config, trained, tmp_path):
     assert scores(tested, 'test') == scores(output, 'val')[-1:]
     assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 2
     assert len(list((tmp_path / 'labels').glob('*.png'))) == 2
+    names = {path.stem for path in (config.parent / 'data' / 'images' / 'validation').iterdir()}
+    assert {path.name for path in (tmp_path / 'pictures').iterdir()} == {f'{name}.png' for name in names}
+    assert {path.name for path in work_dir.glob('*/vis_data/vis_image/*')} == {
+        f'val_{name}_{step}.png' for name in names for step in (3, 6)
+    }
+    assert 'Warning' not in tested
 
 
 def test_tta(config, trained, tmp_path):
     output = run(
-        sys.executable, ROOT / 'tools/test.py', config, trained[0] / 'iter_6.pth', '--tta', '--work-dir', tmp_path
-    )
+        sys.executable, ROOT / 'tools/test.py', config, trained[0] / 'iter_6.pth', '--tta', '--work-dir', tmp_path,
+        '--show-dir', tmp_path / 'pictures',
+    )  # fmt: skip
     assert len(scores(output, 'test')) == 1
+    assert len(list((tmp_path / 'pictures').iterdir())) == 2
 
 
 @pytest.mark.skipif(not cpu_has_bfloat16(), reason='needs a CPU with bfloat16')
@@ -145,8 +153,11 @@ def test_two_processes(config, tmp_path):
     assert len(scores(output, 'val')) == 2
     assert re.search(r'Distributed training: True', output) and re.search(r'GPU number: 2', output)
     tested = run('env', *(f'{k}={v}' for k, v in env.items()), ROOT / 'tools/dist_test.sh', config,
-                 tmp_path / 'iter_6.pth', 2, '--work-dir', tmp_path / 'test')  # fmt: skip
+                 tmp_path / 'iter_6.pth', 2, '--work-dir', tmp_path / 'test',
+                 '--show-dir', tmp_path / 'pictures')  # fmt: skip
     assert scores(tested, 'test') == scores(output, 'val')[-1:]
+    assert len(list((tmp_path / 'pictures').iterdir())) == 2  # each process draws its image
+    assert len(list(tmp_path.glob('*/vis_data/vis_image/*'))) == 2  # of two validations, in the first process
 
 
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='reads the names of threads')

@@ -17,12 +17,12 @@ from mmseg.registry import DATASETS, MODELS
 from mmseg.structures import SegDataSample
 from PIL import Image, UnidentifiedImageError
 
-from ..engine import check_datasets, decode_head
+from ..engine import check_datasets, data_preprocessor, ignore_index, loaded_channel_order
 from ..errors import MissingFileError, UserError
 from ..files import check_destination
 from ..labels import check_annotations, check_labels
 from ..models.load_report import check_all_loaded
-from ..visualization.sheet import Row, contact_sheet, errors, fit, overlay, save, to_rgb
+from ..visualization.sheet import Row, contact_sheet, fit, overlay, prediction_row, save, to_rgb
 
 Predictor = Callable[[dict[str, Any]], np.ndarray]  # from a sample of the dataset to (H, W) labels
 
@@ -76,11 +76,6 @@ def load_sample(dataset: BaseDataset, index: int) -> dict[str, Any]:
         info = dataset.get_data_info(index)
         files = ' with '.join(str(info[key]) for key in ('img_path', 'seg_map_path') if key in info)
         raise UserError(f'{files}: cannot be loaded or augmented ({str(error).strip()})') from error
-
-
-def ignore_index(cfg: Config) -> int:
-    """Return the label that the loss of the model ignores."""
-    return int(decode_head(cfg).get('ignore_index', 255))
 
 
 def browse_dataset(
@@ -178,29 +173,20 @@ def browse_predictions(
     for index in indices:
         item = load_sample(dataset, index)
         labels, prediction = annotation(item, len(classes), ignored), predict(item)
-        picture = _picture(item['inputs'], _loaded_order(cfg), _path(item), side)
-        rows.append(_prediction_row(_path(item), picture, labels, prediction, palette, ignored))
+        _check_sizes(_path(item), labels, prediction)
+        picture = _picture(item['inputs'], loaded_channel_order(cfg), _path(item), side)
+        name = os.path.basename(_path(item))
+        rows.append(prediction_row(name, picture, prediction, palette, labels, ignored, with_errors=True))
     titles = ['image', 'annotation', 'prediction', 'errors']
     save(out, contact_sheet(rows, titles, classes, palette, columns, ignored, marks=True))
 
 
-def _prediction_row(
-    name: str, picture: np.ndarray, labels: np.ndarray, prediction: np.ndarray, palette: Any, ignored: int
-) -> Row:
+def _check_sizes(name: str, labels: np.ndarray, prediction: np.ndarray) -> None:
     if prediction.shape != labels.shape:
         raise UserError(
             f'{name}: prediction of {prediction.shape[0]}x{prediction.shape[1]} pixels, annotation of '
             f'{labels.shape[0]}x{labels.shape[1]}; in a test pipeline LoadAnnotations belongs after Resize'
         )
-    pictures = [
-        picture,
-        overlay(picture, labels, palette, ignored),
-        overlay(picture, prediction, palette, ignored),
-        errors(picture, labels, prediction, ignored),
-    ]
-    correct = (labels == prediction)[labels != ignored]
-    score = f'{correct.mean():.1%} of pixels right' if correct.size else 'no pixel labelled'
-    return Row(pictures, f'{os.path.basename(name)}  {score}', frozenset(np.union1d(labels, prediction).tolist()))
 
 
 def _check_arguments(out: str, columns: int, side: int) -> None:
@@ -293,24 +279,15 @@ def _path(item: dict[str, Any]) -> str:
     return str(item['data_samples'].get('img_path', 'image without a name'))
 
 
-def _preprocessor_cfg(cfg: Config) -> Any:
-    return (cfg.get('model') or {}).get('data_preprocessor') or cfg.get('data_preprocessor')
-
-
-def _loaded_order(cfg: Config) -> str:
-    """Return the channel order of loaded images: BGR as OpenMMLab's loaders, unless the preprocessor expects RGB."""
-    return 'rgb' if (_preprocessor_cfg(cfg) or {}).get('rgb_to_bgr') else 'bgr'
-
-
 def _preprocess(cfg: Config, item: dict[str, Any], training: bool) -> tuple[torch.Tensor, str, dict[str, Any]]:
     """Apply the data preprocessor of the model to a sample, but for the normalisation.
 
     Returns:
         (C, H, W) image, the order of its channels, and the sample.
     """
-    settings = _preprocessor_cfg(cfg)
+    settings = data_preprocessor(cfg)
     if not settings:
-        return item['inputs'], _loaded_order(cfg), item
+        return item['inputs'], loaded_channel_order(cfg), item
     before = item['inputs'].shape[1:]
     preprocessor = MODELS.build(settings)
     data = preprocessor(pseudo_collate([item]), training)

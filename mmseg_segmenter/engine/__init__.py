@@ -2,11 +2,14 @@
 
 from .checks import check_datasets, check_weights, find_checkpoint, registry_errors
 from .config import (
+    data_preprocessor,
     decode_head,
     enable_drawing,
     enable_tta,
     evaluators,
+    ignore_index,
     load_config,
+    loaded_channel_order,
     parse_options,
     save_predictions,
 )
@@ -18,6 +21,7 @@ __all__ = [
     'RequireAllWeightsHook',
     'check_datasets',
     'check_weights',
+    'data_preprocessor',
     'decode_head',
     'enable_amp',
     'enable_drawing',
@@ -25,7 +29,9 @@ __all__ = [
     'enable_tta',
     'evaluators',
     'find_checkpoint',
+    'ignore_index',
     'load_config',
+    'loaded_channel_order',
     'parse_options',
     'registry_errors',
     'run',

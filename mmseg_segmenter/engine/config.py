@@ -100,6 +100,22 @@ def decode_head(cfg: Config) -> Any:
     return head[-1] if isinstance(head, list | tuple) else head
 
 
+def ignore_index(cfg: Config) -> int:
+    """Return the label that the loss of the model ignores."""
+    return int(decode_head(cfg).get('ignore_index', 255))
+
+
+def data_preprocessor(cfg: Config) -> Any:
+    """Return the settings of the data preprocessor, also those inside ``SegTTAModel``; None if there are none."""
+    model = cfg.get('model') or {}
+    return model.get('module', model).get('data_preprocessor') or cfg.get('data_preprocessor')
+
+
+def loaded_channel_order(cfg: Config) -> str:
+    """Return the channel order of loaded images: BGR as OpenMMLab's loaders, unless the preprocessor expects RGB."""
+    return 'rgb' if (data_preprocessor(cfg) or {}).get('rgb_to_bgr') else 'bgr'
+
+
 def evaluators(cfg: Config, split: str) -> list[Any]:
     """Return the metrics of ``val_evaluator`` or ``test_evaluator``, which may be one, several or none."""
     metrics = cfg.get(f'{split}_evaluator') or []
@@ -125,28 +141,27 @@ def enable_tta(cfg: Config) -> None:
 
 
 def enable_drawing(cfg: Config, show_dir: str | None = None, show: bool = False, wait_time: float = 2.0) -> None:
-    """Draw annotation and prediction side by side for every test image.
+    """Draw image, annotation and prediction side by side for every test image.
+
+    ``SegmenterVisualizationHook`` replaces another visualization hook of the config.
 
     Args:
-        cfg: whole config.
+        cfg: whole config; ``default_hooks.visualization`` is changed.
         show_dir: folder for the pictures.
         show: open a window.
         wait_time: seconds that a window stays open.
 
     Raises:
-        ValueError: the config has no visualization hook.
         OSError: cannot write in ``show_dir``.
     """
-    hook = cfg.get('default_hooks', {}).get('visualization')
-    if hook is None:
-        raise UserError("--show and --show-dir need default_hooks.visualization=dict(type='SegVisualizationHook')")
-    hook.update(draw=True, interval=1)
-    if show:
-        hook.update(show=True, wait_time=wait_time)
+    hook = (cfg.get('default_hooks') or {}).get('visualization') or {}
+    if str(hook.get('type')).rpartition('.')[2] != 'SegmenterVisualizationHook':
+        hook = dict(type='mmseg.SegmenterVisualizationHook')
+    hook = {**hook, 'show': show, 'wait_time': wait_time}
     if show_dir:
         check_folder(show_dir)
-        cfg.setdefault('visualizer', dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')]))
-        cfg.visualizer.save_dir = show_dir
+        hook['show_dir'] = show_dir
+    cfg.default_hooks = {**(cfg.get('default_hooks') or {}), 'visualization': hook}
 
 
 def save_predictions(cfg: Config, out_dir: str) -> None:

@@ -1,7 +1,8 @@
 import pytest
 from mmengine.config import Config
+from mmseg.registry import HOOKS
 
-from mmseg_segmenter import engine
+from mmseg_segmenter import SegmenterVisualizationHook, engine
 from mmseg_segmenter.datasets.shapes import make_shapes
 
 
@@ -57,11 +58,24 @@ def test_folder_without_matching_images(tmp_path):
         engine.check_datasets(loader(dataset(tmp_path, img_suffix='.tif')), ('train_dataloader',))
 
 
-def test_tta_and_drawing_need_their_parts():
+def test_tta_needs_its_parts():
     with pytest.raises(ValueError, match=r'no tta_model and no tta_pipeline'):
         engine.enable_tta(Config(dict(model=dict())))
-    with pytest.raises(ValueError, match=r'--show-dir need default_hooks.visualization'):
-        engine.enable_drawing(Config(dict(default_hooks=dict())), show_dir='x')
+
+
+@pytest.mark.parametrize('hooks', [None, dict(), dict(visualization=dict(type='SegVisualizationHook', interval=9))])
+def test_drawing_replaces_the_hook_of_any_config(hooks):
+    cfg = Config(dict(default_hooks=hooks) if hooks is not None else dict())
+    engine.enable_drawing(cfg, show_dir='x')
+    hook = HOOKS.build(cfg.default_hooks.visualization)
+    assert isinstance(hook, SegmenterVisualizationHook) and hook.show_dir == 'x' and not hook.show
+
+
+def test_drawing_keeps_the_settings_of_our_hook():
+    ours = dict(type='SegmenterVisualizationHook', suffix='.jpg')
+    cfg = Config(dict(default_hooks=dict(visualization=ours)))
+    engine.enable_drawing(cfg, show=True, wait_time=5)
+    assert cfg.default_hooks.visualization == ours | dict(show=True, wait_time=5)
 
 
 def test_missing_weights(tmp_path):
