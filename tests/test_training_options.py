@@ -8,6 +8,7 @@ import json
 import re
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 from mmengine.config import Config
@@ -117,8 +118,8 @@ def block(heading, index=0):
 BEST = block('Keep the best checkpoint')
 EARLY_STOPPING = block('Keep the best checkpoint', 1)
 TENSORBOARD = block('TensorBoard and Weights & Biases')
-DRAW = block('TensorBoard and Weights & Biases', 1)
-WANDB = block('TensorBoard and Weights & Biases', 2)
+DRAW = block('Pictures of validations')
+WANDB = block('TensorBoard and Weights & Biases', 1)
 SCALE_LR = block('Batch size')
 ACCUMULATE = block('Batch size', 1)
 EMA = block('Exponential moving average of the weights (EMA)')
@@ -170,7 +171,8 @@ def test_tensorboard(train, tmp_path):
     names = events.Tags()['images']
     assert len(names) == 2 and all(name.startswith('val_scene') for name in names)
     image = events.Images(names[0])[0]
-    assert (image.width, image.height) == (80, 32)  # annotation and prediction side by side
+    local = cv2.imread(str(Path(runner.log_dir) / 'vis_data' / 'vis_image' / f'{names[0]}_2.png'))
+    assert image.step == 2 and (image.height, image.width) == local.shape[:2]
 
 
 def test_wandb(train, monkeypatch):
@@ -188,6 +190,19 @@ def test_wandb(train, monkeypatch):
 def test_drawing(train):
     runner = train(DRAW, **{'default_hooks.visualization.interval': 1})
     assert len(list((Path(runner.log_dir) / 'vis_data' / 'vis_image').glob('val_scene*.png'))) == 2
+
+
+def test_drawing_in_every_second_validation(train):
+    runner = train(DRAW, **{'train_cfg.max_iters': 3, 'train_cfg.val_interval': 1})
+    drawn = {path.stem[-2:] for path in (Path(runner.log_dir) / 'vis_data' / 'vis_image').iterdir()}
+    assert drawn == {'_2'}
+
+
+def test_drawing_by_mmsegs_hook(train):
+    theirs = "dict(_delete_=True, type='SegVisualizationHook', draw=True, interval=1)"
+    runner = train(f'default_hooks = dict(visualization={theirs})')
+    names = [path.name for path in (Path(runner.log_dir) / 'vis_data' / 'vis_image').iterdir()]
+    assert len(names) == 2 and all(name.endswith('.jpg_2.png') for name in names)
 
 
 def test_scaled_learning_rate(train):

@@ -34,7 +34,7 @@ echo "== resume from the last checkpoint"
 tools/train.py "$CONFIG" --work-dir "$OUT" --resume "${DATA[@]}" > "$OUT/second_run.txt" 2>&1 || true
 show "$OUT/second_run.txt" 'resumed epoch|Iter\(train\).*00/|Iter\(val\).*mIoU'
 
-echo "== evaluate, and draw annotation | prediction"
+echo "== evaluate, and draw image | annotation | prediction"
 tools/test.py "$CONFIG" "$OUT/iter_1200.pth" --work-dir "$OUT/test" --show-dir "$OUT/pictures" --out "$OUT/labels" \
     "${DATA[@]}" > "$OUT/test.txt" 2>&1 || true
 show "$OUT/test.txt" '^[|+]|Iter\(test\).*mIoU'
@@ -47,5 +47,5 @@ miou=$(score "$OUT/test.txt" test | grep -oE 'mIoU: [0-9.]+' | grep -oE '[0-9.]+
 pictures=$(find "$OUT/pictures" -name '*.png' | wc -l)
 [ "$pictures" -gt 0 ] || { echo 'no pictures were drawn'; exit 1; }
 echo "mIoU $miou (at least $MIN_MIOU expected)"
-echo "$pictures pictures in $OUT/pictures/vis_data/vis_image, label maps in $OUT/labels"
+echo "$pictures pictures in $OUT/pictures, label maps in $OUT/labels"
 awk -v miou="$miou" -v min="$MIN_MIOU" 'BEGIN { exit !(miou >= min) }'
