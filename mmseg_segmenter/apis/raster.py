@@ -18,7 +18,11 @@ from .storage import is_uri, write_file
 from .strips import Strip, segment_strips
 
 _BLOCK = 512  # side of the tiles of the output, in pixels
-_CACHE_BYTES = 64 << 20  # GDAL's default is 5 % of the machine's memory
+_GDAL = dict(
+    GDAL_CACHEMAX=64 << 20,  # bytes; the default is 5 % of the machine's memory
+    GDAL_ALLOW_LARGE_LIBJPEG_MEM_ALLOC=True,  # progressive JPEG is decoded as a whole, in about 3 bytes per pixel,
+    JPEGMEM='8000M',  # for which libjpeg's default is 500 MB
+)
 
 
 class RasterResult(NamedTuple):
@@ -77,7 +81,7 @@ def segment_raster(
     if predictor.tta:
         raise UserError(f'{source}: rasters are segmented without test-time augmentation; leave out tta')
     with contextlib.ExitStack() as stack:
-        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES))
+        stack.enter_context(rasterio.Env(**_GDAL))
         raster = stack.enter_context(_open(rasterio, source))
         reader = _Reader(raster, source, bands, value_range, predictor)
         results: list[RasterResult] = []
@@ -162,7 +166,7 @@ class _Reader:
             pixels = self.raster.read(sorted(set(self.bands)), window=window)  # (bands, rows, W)
             mask = self.raster.dataset_mask(window=window)  # (rows, W)
         except RasterioIOError as error:
-            raise UserError(f'{self.source}: cannot read rows {top} to {bottom}: {error}') from None
+            raise UserError(f'{self.source}: cannot read rows {top} to {bottom}: {error.__cause__ or error}') from None
         order = {band: i for i, band in enumerate(sorted(set(self.bands)))}
         pixels = pixels[[order[band] for band in self.bands]].transpose(1, 2, 0)
         if self._palette is not None:

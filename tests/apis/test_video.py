@@ -421,7 +421,25 @@ def test_camera_that_is_lost(segment, camera, tmp_path, monkeypatch):
         segment('camera:7', kind='camera')
 
 
+def test_capture_of_opencv(segment, tmp_path):
+    """Which opens files as well as devices."""
+    source = write_video(tmp_path / 'a.avi', frames=8, codec='mjpeg', sound=None, pix_fmt='yuvj420p')
+    result = segment(f'camera:{source}', kind='camera', max_frames=6)
+    assert result.status == 'done'
+    assert numbers(read(tmp_path / 'out' / result.files[0])[0]) == list(range(6))
+
+
 # In the pipeline
+
+
+def test_stopping_a_run_at_a_camera(predictor, camera, tmp_path):
+    """Ctrl-C ends the recording, which is done; inputs behind it are not begun."""
+    shares = []
+    pipeline = Pipeline(predictor, OutputSpec(str(tmp_path / 'out')), progress=lambda task, share: shares.append(share))
+    tasks = [*find_tasks(['camera:0']), Task(str(tmp_path / 'none.mp4'), 'none', 'video')]
+    (result,) = pipeline.run(tasks, stop=lambda: len(shares) >= 5)
+    assert (result.status, result.error) == ('done', '')
+    assert len(read(tmp_path / 'out' / result.files[0])[0]) == 6
 
 
 def test_kinds_of_inputs(predictor, camera, tmp_path):
