@@ -248,10 +248,17 @@ def _name(source: _Source, level: int) -> str:
 def _kind(path: str, raster: bool | None) -> str:
     if path.startswith(CAMERA):
         return 'camera'
-    suffix = os.path.splitext(urlsplit(path).path if is_uri(path) else path)[1].lower()
+    suffix = suffix_of(path).lower()
     if suffix in KINDS:
         return KINDS[suffix]
     return 'auto' if raster is None else 'raster' if raster else 'image'
+
+
+def suffix_of(path: str) -> str:
+    """Return the suffix of a path or URI with its dot, '' for a camera."""
+    if path.startswith(CAMERA):
+        return ''
+    return os.path.splitext(urlsplit(path).path if is_uri(path) else path)[1]
 
 
 class Header(NamedTuple):

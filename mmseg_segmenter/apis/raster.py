@@ -20,7 +20,7 @@ from .strips import Strip, segment_strips
 _BLOCK = 512  # side of the tiles of the output, in pixels
 _GDAL = dict(
     GDAL_CACHEMAX=64 << 20,  # bytes; the default is 5 % of the machine's memory
-    GDAL_ALLOW_LARGE_LIBJPEG_MEM_ALLOC=True,  # progressive JPEG is decoded as a whole, in about 3 bytes per pixel,
+    GDAL_ALLOW_LARGE_LIBJPEG_MEM_ALLOC=True,  # progressive JPEG is decoded as a whole, in about 4 bytes per pixel,
     JPEGMEM='8000M',  # for which libjpeg's default is 500 MB
 )
 

@@ -21,13 +21,13 @@ from PIL import Image
 
 from ..errors import MissingFileError, MissingPackageError, UserError
 from .images import InputImage, decoding, no_pillow_limit, to_bgr
-from .inputs import CAMERA, Task
+from .inputs import CAMERA, Task, suffix_of
 from .journal import Result
 from .outputs import OutputSpec
 from .pipeline import Stopped
 from .prediction import Prediction
 from .predictor import Predictor, Prepared
-from .storage import file_system, is_uri, read_bytes, write_file
+from .storage import file_system, is_uri, list_files, read_bytes, remove_files, write_file
 
 # Sound that MP4 files hold and players expect there. A video with other sound becomes a Matroska file.
 _MP4_SOUND = frozenset(('aac', 'ac3', 'alac', 'eac3', 'flac', 'mp3', 'opus'))
@@ -71,7 +71,7 @@ def segment_video(
     MP4, or in Matroska where MP4 does not hold the sound. An odd width or
     height grows by one pixel, which repeats the last one, as the colour format
     that all players read (4:2:0) needs even sizes. Other outputs are files of
-    each frame, ``mask/NAME/000000.png``. Decoding, the model and encoding run
+    each frame, ``mask/NAME.mp4/000000.png``. Decoding, the model and encoding run
     at the same time, and memory does not grow with the length.
 
     Args:
@@ -91,8 +91,8 @@ def segment_video(
         MissingPackageError: PyAV is not installed.
         UserError: ``max_frames`` is not positive, not a video, no frame could be decoded, or no output fits.
     """
-    stills = tuple(kind for kind in outputs.kinds if kind not in ('overlay', 'comparison'))
-    if not stills and 'overlay' not in outputs.kinds:
+    kinds = tuple(kind for kind in outputs.kinds if kind not in ('overlay', 'comparison'))
+    if not kinds and 'overlay' not in outputs.kinds:
         raise UserError(f'{task.source}: comparisons are not made for videos; add another output')
     limit = outputs.options.get('max_frames')
     if limit is not None and limit < 1:
@@ -100,9 +100,13 @@ def segment_video(
     if 'overlay' in outputs.kinds:
         _import_av()
     with closing(_open(task)) as source:
-        run = _Run(predictor, task, replace(outputs, kinds=stills or outputs.kinds), source, batch_size, limit)
-        run.stills = bool(stills)
-        files = [f'{kind}/{task.name}' for kind in stills]
+        # With the suffix, the folder of the frames is not that of images which someone extracted from the video.
+        folder = task.name.removesuffix(suffix_of(task.source)) + suffix_of(task.source)
+        files = [f'{kind}/{folder}' for kind in kinds]
+        for file in files:
+            remove_files(list_files(outputs.path(file)))  # of an earlier run, which may have had more
+        stills = replace(outputs, kinds=kinds) if kinds else None
+        run = _Run(predictor, task, outputs.opacity, stills, folder, source, batch_size, limit)
         if 'overlay' in outputs.kinds:
             suffix = '.mp4' if _MP4_SOUND.issuperset(source.sounds) else '.mkv'
             files.insert(0, outputs.file('overlay', task.name, suffix))
@@ -125,14 +129,16 @@ class _Run:
         self,
         predictor: Predictor,
         task: Task,
-        outputs: OutputSpec,
+        opacity: float,
+        stills: OutputSpec | None,
+        folder: str,
         source: Any,
         batch_size: int,
         max_frames: int | None,
     ) -> None:
-        self.predictor, self.task, self.outputs, self.source = predictor, task, outputs, source
+        self.predictor, self.task, self.opacity, self.source = predictor, task, opacity, source
+        self.stills, self.folder = stills, folder  # what is written of each frame, and the name of its folder
         self.batch_size, self.max_frames = batch_size, max_frames
-        self.stills = True
         self.size = (0, 0)
         self.pixels = np.zeros(len(predictor.classes), np.int64)
         self.count = 0  # frames that are written
@@ -176,9 +182,9 @@ class _Run:
             if path is not None:
                 if self._writer is None:
                     self._writer = _Writer(path, self.source, self.task.source, frame)
-                self._writer.write(prediction.overlay(self.outputs.opacity), frame)
-            if self.stills:
-                self.outputs.write(prediction, f'{self.task.name}/{self.count:06}')
+                self._writer.write(prediction.overlay(self.opacity), frame)
+            if self.stills is not None:
+                self.stills.write(prediction, f'{self.folder}/{self.count:06}')
             self.size = frame.bgr.shape[:2]
             self.pixels += prediction.class_pixels
             self.count += 1

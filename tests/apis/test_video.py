@@ -171,20 +171,38 @@ def test_stream_that_does_not_start_at_0(segment, tmp_path):
 def test_overlays_are_those_of_images(segment, predictor, tmp_path):
     source = write_video(tmp_path / 'a.mp4', frames=5)
     result = segment(source, ('overlay', 'mask', 'labels'), opacity=0.7, batch_size=2)
-    assert result.files == ('overlay/clip.mp4', 'mask/clip', 'labels/clip')
+    assert result.files == ('overlay/clip.mp4', 'mask/clip.mp4', 'labels/clip.mp4')
     frames, _ = read(source, 'bgr24')
     overlays, _ = read(tmp_path / 'out' / 'overlay' / 'clip.mp4')
     pixels = np.zeros(5, int)
     for i, frame in enumerate(frames):
         wanted = predictor.predict(frame)
-        assert np.array_equal(np.asarray(Image.open(tmp_path / 'out' / 'mask' / 'clip' / f'{i:06}.png')), wanted.labels)
         assert np.array_equal(
-            np.asarray(Image.open(tmp_path / 'out' / 'labels' / 'clip' / f'{i:06}.png')), wanted.labels
+            np.asarray(Image.open(tmp_path / 'out' / 'mask' / 'clip.mp4' / f'{i:06}.png')), wanted.labels
+        )
+        assert np.array_equal(
+            np.asarray(Image.open(tmp_path / 'out' / 'labels' / 'clip.mp4' / f'{i:06}.png')), wanted.labels
         )
         assert np.abs(overlays[i].astype(int) - wanted.overlay(0.7)).mean() < 12  # chroma has half the resolution
         pixels += wanted.class_pixels
     assert list(result.pixels) == pixels.tolist()
     assert len(list((tmp_path / 'out').rglob('*.png'))) == 10
+    segment(source, ('mask',), max_frames=3)
+    assert len(list((tmp_path / 'out' / 'mask').rglob('*.png'))) == 3
+
+
+def test_video_beside_its_own_frames(predictor, tmp_path):
+    """A video and a folder of its name with images keep their results apart."""
+    write_video(tmp_path / 'in' / 'clip.mp4', frames=2)
+    for i in range(2):
+        (tmp_path / 'in' / 'clip').mkdir(exist_ok=True)
+        Image.fromarray(picture(50 + i)).save(tmp_path / 'in' / 'clip' / f'{i:06}.png')
+    outputs = OutputSpec(str(tmp_path / 'out'), ('mask',))
+    files = [
+        file for result in Pipeline(predictor, outputs).run(find_tasks([str(tmp_path / 'in')])) for file in result.files
+    ]
+    assert sorted(files) == ['mask/clip.mp4', 'mask/clip/000000.png', 'mask/clip/000001.png']
+    assert len(list((tmp_path / 'out').rglob('*.png'))) == 4
 
 
 @pytest.mark.parametrize('size', [(47, 64), (48, 63), (33, 35)])
@@ -195,7 +213,7 @@ def test_odd_sizes(segment, tmp_path, size):
     frames, _ = read(tmp_path / 'out' / result.files[0])
     assert frames[0].shape == (size[0] + size[0] % 2, size[1] + size[1] % 2, 3)
     assert (result.height, result.width) == size
-    assert Image.open(tmp_path / 'out' / 'mask' / 'clip' / '000002.png').size == size[::-1]
+    assert Image.open(tmp_path / 'out' / 'mask' / 'clip.webm' / '000002.png').size == size[::-1]
 
 
 @pytest.mark.parametrize(('degrees', 'matrix'), [(90, (0, 1, -1, 0)), (180, (-1, 0, 0, -1)), (270, (0, -1, 1, 0))])
