@@ -59,6 +59,17 @@ def parse_args() -> argparse.Namespace:
         help='override config entries, e.g. model.test_cfg.mode=whole',
     )  # fmt: skip
     parser.add_argument(
+        '--engine', choices=('local', 'ray'), default='local',
+        help='ray: segment on a Ray cluster, with one model per GPU or CPU (default: local)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--address', metavar='ADDR',
+        help='of the Ray cluster: HOST:PORT, or auto (default: RAY_ADDRESS, or a cluster on this machine for this run)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--cpus-per-worker', type=int, default=1, help='CPUs of each model with --engine ray (default: 1)'
+    )
+    parser.add_argument(
         '--launcher', choices=('none', 'pytorch'), default='none',
         help='pytorch: share the inputs with the other processes of torchrun (see dist_predict.sh; default: none)',
     )  # fmt: skip

@@ -93,6 +93,10 @@ def predict(args: argparse.Namespace) -> int:
     Raises:
         UserError: an argument is not usable.
     """
+    if args.engine == 'ray':
+        from .ray_engine import predict_on_ray
+
+        return predict_on_ray(args)
     if args.launcher == 'pytorch':
         from .distributed import predict_share
 
@@ -296,14 +300,12 @@ class Progress:
         if self._terminal:
             print('\r\033[K', end='', file=sys.stderr, flush=True)
 
-    def summary(self, model_seconds: float) -> str:
-        """Return the line that ends a run."""
+    def summary(self, model_seconds: float | None = None) -> str:
+        """Return the line that ends a run, with the time that the model took if it is known."""
         seconds = max(time.monotonic() - self._start, 1e-6)
         count = self._done + self._failed
-        return (
-            f'{self._done} of {self._total} inputs in {seconds:.1f} s ({count / seconds:.1f} per second; '
-            f'{min(model_seconds / seconds, 1):.0%} of the time in the model)'
-        )
+        model = '' if model_seconds is None else f'; {min(model_seconds / seconds, 1):.0%} of the time in the model'
+        return f'{self._done} of {self._total} inputs in {seconds:.1f} s ({count / seconds:.1f} per second{model})'
 
 
 def report(work: Work, folder: str) -> int:

@@ -106,14 +106,15 @@ def largest_first(tasks: Sequence[Task]) -> list[Task]:
 
     Tasks of one size, and those at URIs, keep their order.
     """
+    return sorted(tasks, key=file_size, reverse=True)
 
-    def size(task: Task) -> int:
-        try:
-            return 0 if is_uri(task.source) else os.path.getsize(os.path.expanduser(task.source))
-        except OSError:  # it is reported when the file is read
-            return 0
 
-    return sorted(tasks, key=size, reverse=True)
+def file_size(task: Task) -> int:
+    """Return the bytes of the input of a task, 0 for a URI and for a file that cannot be read."""
+    try:
+        return 0 if is_uri(task.source) else os.path.getsize(os.path.expanduser(task.source))
+    except OSError:  # it is reported when the file is read
+        return 0
 
 
 def _device(device: str) -> str:
