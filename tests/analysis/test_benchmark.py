@@ -1,5 +1,6 @@
 import json
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -79,6 +80,17 @@ def test_memory_is_measured_in_a_process_of_its_own(config, tmp_path):
     assert record['contenders'][0]['speed'] == 1 and record['contenders'][1]['peak_gb'] == models[1].peak_gb
     benchmark.plot(str(tmp_path / 'plot.png'), content['records'])
     assert (tmp_path / 'plot.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_memory_is_measured_without_counting_products(config, tmp_path, monkeypatch, capsys):
+    """Counting turns fused attention off, which takes more memory than the model."""
+    (side,) = benchmark.contenders(str(config))
+    request = str(tmp_path / 'request.pt')
+    torch.save((asdict(benchmark.Case('forward', (32, 32))), side.config.to_dict(), side.kind), request)
+    counted = []
+    monkeypatch.setattr(benchmark.Workload, '_count_gflops', counted.append)
+    measure._report_peak(request)
+    assert len(capsys.readouterr().out.split()) == 2 and not counted
 
 
 def test_plot_has_a_line_for_each_case(tmp_path, monkeypatch):

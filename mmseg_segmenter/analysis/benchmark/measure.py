@@ -277,7 +277,7 @@ def _report_peak(request: str) -> None:
     prepare()
     # written by this process's parent; configs hold classes
     case, config, kind = torch.load(request, weights_only=False)
-    workload = Workload(Case(**case), Contender('', ConfigDict(config), kind))
+    workload = Workload(Case(**case), Contender('', ConfigDict(config), kind), count_flops=False)
     before = memory_gb()
     for _ in range(2):
         workload()

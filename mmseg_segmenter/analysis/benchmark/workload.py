@@ -63,20 +63,28 @@ class Workload:
         contender: the model.
         weights: state_dict to load, of the same config on this package's or
             mmseg's classes.
+        count_flops: whether to count the products of a run. Counting takes
+            more memory than the run itself.
 
     Attributes:
         model: the model.
-        gflops: GFLOP of the matrix products of one run, or None.
+        gflops: GFLOP of the matrix products of one run, or None if not counted.
         loaded: whether ``weights`` were loaded.
     """
 
-    def __init__(self, case: Case, contender: Contender, weights: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        case: Case,
+        contender: Contender,
+        weights: Mapping[str, Tensor] | None = None,
+        count_flops: bool = True,
+    ) -> None:
         self.case = case
         torch.manual_seed(0)
         with torch.device(device()):
             self.model = _build_model(case, contender).to(device())
         self.loaded = weights is not None and _load(self.model, weights)
-        self.gflops = self._count_gflops() if case.mode in _PASSES else None
+        self.gflops = self._count_gflops() if count_flops and case.mode in _PASSES else None
         self.model.train(case.mode == 'train')
         if case.compile:
             self.model.compile() if case.mode == 'backbone' else compile_parts(self.model)
