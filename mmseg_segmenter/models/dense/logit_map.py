@@ -86,7 +86,7 @@ class LogitMap:
                 yield slice(y, min(y + height, H)), slice(x, min(x + width, W))
 
 
-def argmax_labels(maps: Sequence[LogitMap], threshold: float = 0.5) -> Tensor:
+def argmax_labels(maps: Sequence[LogitMap], threshold: float = 0.5, dtype: torch.dtype | None = None) -> Tensor:
     """Return the class of each pixel.
 
     It is the class with the highest logit or, with several maps, the highest
@@ -96,14 +96,15 @@ def argmax_labels(maps: Sequence[LogitMap], threshold: float = 0.5) -> Tensor:
         maps: logits of the same image at the same size.
         threshold: with a single class, a pixel is foreground if its
             probability is above this.
+        dtype: type of the result. Default: that of mmseg, int64, or with a
+            single class the dtype of the logits.
 
     Returns:
-        (H, W) int64. With a single class, 0 and 1 in the dtype of the logits,
-        as in mmseg.
+        (H, W). With a single class, 0 and 1.
     """
     H, K, W = maps[0].shape
     logits = maps[0].logits
-    out = torch.empty(H, W, dtype=torch.long if K > 1 else logits.dtype, device=logits.device)
+    out = torch.empty(H, W, dtype=dtype or (torch.long if K > 1 else logits.dtype), device=logits.device)
     for rows, columns in maps[0].tiles():
         if K == 1:
             out[rows, columns] = (mean_probabilities(maps, rows, columns)[:, 0] > threshold).to(out)

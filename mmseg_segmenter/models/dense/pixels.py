@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .logit_map import LogitMap, mean_probabilities, most_likely
+from .logit_map import LogitMap, argmax_labels, mean_probabilities
 
 
 def label_map(maps: Sequence[LogitMap], threshold: float = 0.5) -> Tensor:
@@ -22,15 +22,7 @@ def label_map(maps: Sequence[LogitMap], threshold: float = 0.5) -> Tensor:
     Returns:
         (H, W) uint8, or int32 above 256 classes.
     """
-    H, K, W = maps[0].shape
-    out = torch.empty(H, W, dtype=torch.uint8 if K <= 256 else torch.int32, device=maps[0].logits.device)
-    for rows, columns in maps[0].tiles():
-        if K == 1:
-            out[rows, columns] = mean_probabilities(maps, rows, columns)[:, 0] > threshold
-        else:
-            tile = maps[0].tile(rows, columns) if len(maps) == 1 else mean_probabilities(maps, rows, columns)
-            out[rows, columns] = most_likely(tile).to(out.dtype)
-    return out
+    return argmax_labels(maps, threshold, torch.uint8 if maps[0].shape[1] <= 256 else torch.int32)
 
 
 def probability_map(maps: Sequence[LogitMap], dtype: torch.dtype = torch.float16) -> Tensor:
