@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..models.dense import AxisMap, LogitMap, WindowLogits, average_windows, label_map, merge_windows, window_starts
+from ..models.dense import (
+    AxisMap,
+    LogitMap,
+    WindowLogits,
+    average_windows,
+    check_finite,
+    label_map,
+    merge_windows,
+    window_starts,
+)
 from ..models.segmentors import Segmenter
 
 
@@ -76,8 +85,6 @@ def segment_strips(
             crop_padding=cfg.get('size_divisor') is not None,
         )
         logits = merged.logits[0]  # (h, K, w)
-        if not torch.isfinite(logits).all():
-            raise UserError(f'logits of rows {top} to {top + window[0]} are not finite')
         rows = rows or average_windows(H, tops, merged.rows, len(logits))
         kept, base = _append(kept, base, logits, rows.offsets[i])
         bottom = tops[i + 1] if i + 1 < len(tops) else H
@@ -85,7 +92,9 @@ def segment_strips(
         first = int(used.index.min())
         kept, base = kept[first - base :], first
         local = AxisMap(used.index - base, used.weight)
-        labels = label_map([LogitMap(kept, local, merged.columns)], getattr(model.decode_head, 'threshold', 0.5))
+        logit_map = LogitMap(kept, local, merged.columns)
+        labels = label_map([logit_map], getattr(model.decode_head, 'threshold', 0.5))
+        check_finite([[logit_map]], [f'rows {top} to {top + window[0]}'])
         yield Strip(top, labels.cpu().numpy())
 
 
