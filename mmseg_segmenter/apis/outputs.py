@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..errors import MissingFileError, UserError
-from ..visualization.sheet import Row, contact_sheet, errors, fit, overlay
+from ..labels import check_labels
+from ..visualization.sheet import contact_sheet, fit, prediction_row
 from .images import no_pillow_limit
 from .loading import AnnotationFormat
 from .prediction import LegendEntry, Prediction
@@ -160,18 +161,15 @@ def comparison(prediction: Prediction, annotation: np.ndarray, caption: str) -> 
     labels, classes = prediction.labels, prediction.classes
     if annotation.shape != labels.shape:
         raise UserError(f'{prediction.source}: annotation of size {annotation.shape}, expected {labels.shape}')
-    present = set(np.unique(annotation).tolist()) | set(np.unique(labels).tolist())
-    if unknown := sorted(label for label in present if label != 255 and label >= len(classes)):
-        raise UserError(f'{prediction.source}: annotation has label {unknown[0]}, expected 0 to {len(classes) - 1}')
+    check_labels(annotation, len(classes), 255, f'the annotation of {prediction.source}')
     palette = classes.palette.tolist()
     image = np.ascontiguousarray(prediction.image.rgb)
     small = fit(image, min(_COMPARISON_SIDE, max(image.shape)))
     valid = annotation != 255
     right = np.count_nonzero((annotation == labels) & valid) / max(np.count_nonzero(valid), 1)
-    pictures = [small, *(overlay(small, x, palette) for x in (annotation, labels))]
-    pictures.append(errors(small, annotation, labels))
     titles = ['image', 'annotation', 'prediction', f'errors ({right:.1%} right)']
-    return contact_sheet([Row(pictures, caption, frozenset(present))], titles, classes.names, palette, marks=True)
+    row = prediction_row(caption, small, labels, palette, annotation, with_errors=True)
+    return contact_sheet([row._replace(caption=caption)], titles, classes.names, palette, marks=True)
 
 
 def draw_legend(entries: Sequence[LegendEntry]) -> np.ndarray:

@@ -103,7 +103,7 @@ def test_annotations_that_do_not_fit(predictor, images, tmp_path):
     assert result.status == 'failed' and 'annotations/0.png of ' in result.error and 'not found' in result.error
     for labels, words in (
         (np.zeros((40, 55), np.uint8), 'annotation of size (40, 55), expected (40, 56)'),
-        (np.full((40, 56), 7, np.uint8), 'annotation has label 7, expected 0 to 4'),
+        (np.full((40, 56), 7, np.uint8), 'found label 7, expected 0 to 4'),
         (np.zeros((40, 56, 3), np.uint8), 'expected a label map with one channel'),
     ):
         Image.fromarray(labels).save(tmp_path / 'annotations' / '0.png')
