@@ -17,8 +17,7 @@ from mmseg.registry import DATASETS, MODELS, TRANSFORMS
 
 from .. import engine
 from ..errors import MissingFileError, UserError
-from ..models.load_report import check_all_loaded
-from ..models.segmentors import Segmenter
+from ..models.load_report import check_all_loaded, report_loading
 from .prediction import Classes
 
 Transform = Callable[[dict[str, Any]], Any]
@@ -119,8 +118,9 @@ def load_weights(model: Any, cfg: Config, checkpoint: str, allow_partial: bool) 
         MissingFileError: no such file.
         UserError: damaged, refused, or of another model.
     """
+    report_loading(model)
     content = load_checkpoint(model, checkpoint, map_location='cpu', logger='silent')
-    if not allow_partial and isinstance(model, Segmenter):
+    if not allow_partial:
         check_all_loaded(model)
     meta = content.get('meta') or {}
     meta = meta.get('dataset_meta') or _dataset_meta(cfg)
@@ -140,7 +140,7 @@ def load_weights(model: Any, cfg: Config, checkpoint: str, allow_partial: bool) 
 
 def _dataset_meta(cfg: Config) -> dict[str, Any]:
     """Return classes and palette of the test dataset in the config."""
-    dataset = (cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}).get('dataset') or {}
+    dataset = _test_dataset(cfg)
     known = getattr(DATASETS.get(dataset['type']), 'METAINFO', {}) if dataset.get('type') else {}
     return {**known, **(dataset.get('metainfo') or {})}
 
@@ -158,9 +158,7 @@ def build_tta(cfg: Config, model: Any) -> Any:
     Raises:
         UserError: the config has no ``tta_model`` or no ``tta_pipeline``.
     """
-    missing = [key for key in ('tta_model', 'tta_pipeline') if cfg.get(key) is None]
-    if missing:
-        raise UserError(f'tta: {cfg.filename} has no {" and no ".join(missing)}')
+    engine.check_tta(cfg, 'tta')
     return MODELS.build({**cfg.tta_model, 'module': model})
 
 
@@ -180,7 +178,7 @@ def test_transforms(cfg: Config, tta: bool = False) -> tuple[Transform | None, T
         UserError: the config has no test pipeline, or it does not begin with
             loading an image.
     """
-    pipeline = cfg.get('tta_pipeline') if tta else _test_pipeline(cfg)
+    pipeline = cfg.get('tta_pipeline') if tta else _test_dataset(cfg).get('pipeline') or cfg.get('test_pipeline')
     if not pipeline:
         raise UserError(f'{cfg.filename} has no test_pipeline')
     first, *rest = _without_annotations(pipeline)
@@ -191,11 +189,10 @@ def test_transforms(cfg: Config, tta: bool = False) -> tuple[Transform | None, T
     return None if plain else TRANSFORMS.build(first), Compose(rest)
 
 
-def _test_pipeline(cfg: Config) -> Any:
-    dataset = (cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}).get('dataset') or {}
-    while dataset.get('pipeline') is None and (inner := dataset.get('dataset') or dataset.get('datasets')):
-        dataset = inner[0] if isinstance(inner, list | tuple) else inner
-    return dataset.get('pipeline') or cfg.get('test_pipeline')
+def _test_dataset(cfg: Config) -> Any:
+    """Return the settings of the test dataset, the first one of several; {} if there is none."""
+    loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
+    return next(engine.datasets(loader.get('dataset')), {})
 
 
 def _without_annotations(transforms: Any) -> Any:
@@ -230,7 +227,7 @@ class AnnotationFormat(NamedTuple):
 
 def annotation_format(cfg: Config) -> AnnotationFormat:
     """Return how the test dataset of a config stores annotations."""
-    dataset = (cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}).get('dataset') or {}
+    dataset = _test_dataset(cfg)
     kind = dataset.get('type', 'BaseSegDataset')
     kind = DATASETS.get(kind) if isinstance(kind, str) else kind
     defaults = dict(img_suffix='.jpg', seg_map_suffix='.png', reduce_zero_label=False)

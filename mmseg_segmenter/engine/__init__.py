@@ -1,7 +1,8 @@
 """From a config to a run: options, checks before the work, precision, processes, hooks."""
 
-from .checks import check_datasets, check_weights, find_checkpoint, registry_errors
+from .checks import check_datasets, check_weights, datasets, find_checkpoint, registry_errors
 from .config import (
+    check_tta,
     data_preprocessor,
     decode_head,
     enable_drawing,
@@ -20,8 +21,10 @@ from .precision import enable_amp, enable_test_amp
 __all__ = [
     'RequireAllWeightsHook',
     'check_datasets',
+    'check_tta',
     'check_weights',
     'data_preprocessor',
+    'datasets',
     'decode_head',
     'enable_amp',
     'enable_drawing',

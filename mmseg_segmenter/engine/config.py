@@ -131,13 +131,26 @@ def enable_tta(cfg: Config) -> None:
     Raises:
         ValueError: the config has no ``tta_model`` or ``tta_pipeline``.
     """
-    missing = [key for key in ('tta_model', 'tta_pipeline') if cfg.get(key) is None]
-    if missing:
-        raise UserError(f'--tta: {cfg.filename} has no {" and no ".join(missing)}')
+    check_tta(cfg, '--tta')
     for dataset in datasets(cfg.test_dataloader.dataset):
         dataset.pipeline = cfg.tta_pipeline
     cfg.tta_model.module = cfg.model
     cfg.model = cfg.tta_model
+
+
+def check_tta(cfg: Config, option: str) -> None:
+    """Find out whether a config has what test-time augmentation needs.
+
+    Args:
+        cfg: whole config.
+        option: name of the option that asks for it, for the message.
+
+    Raises:
+        UserError: the config has no ``tta_model`` or no ``tta_pipeline``.
+    """
+    missing = [key for key in ('tta_model', 'tta_pipeline') if cfg.get(key) is None]
+    if missing:
+        raise UserError(f'{option}: {cfg.filename} has no {" and no ".join(missing)}')
 
 
 def enable_drawing(cfg: Config, show_dir: str | None = None, show: bool = False, wait_time: float = 2.0) -> None:

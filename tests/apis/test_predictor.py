@@ -135,6 +135,19 @@ def test_cascade(make_run, files):
         assert np.abs(prediction.probabilities - result.seg_logits.data.softmax(0).numpy()).max() < 1e-3
 
 
+def test_partial_checkpoint_of_mmsegs_own_class(make_run):
+    head = {key: value for key, value in FCN.items() if key != '_delete_'}
+    changes = dict(model__type='CascadeEncoderDecoder', model__num_stages=1, model__decode_head=[head])
+    folder = make_run(**changes)
+    (path,) = folder.glob('*.pth')
+    content = torch.load(path, weights_only=True)
+    del content['state_dict']['backbone.cls_token']
+    torch.save(content, path)
+    with pytest.raises(UserError, match=r'1 tensors are missing or of another shape, the first backbone\.cls_token'):
+        Predictor(folder, device='cpu')
+    assert Predictor(folder, device='cpu', allow_partial=True).model
+
+
 @pytest.mark.parametrize('batch_size', [2, 3, 8])
 @pytest.mark.parametrize('kind', ['slide', 'resize', 'encoder-decoder'])
 def test_batches_change_nothing(make_run, files, batch_size, kind):
