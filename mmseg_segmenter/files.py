@@ -14,11 +14,15 @@ from .errors import ExistingFileError, FileAccessError, NotAFileError, UserError
 
 
 def refuse_existing(path: str, force: bool) -> None:
-    """Is the destination free?
+    """Raise an error if a destination is not free.
+
+    Args:
+        path: file to be written.
+        force: existing files may be replaced.
 
     Raises:
-        FileExistsError: ``path`` exists and ``force`` is not set.
-        IsADirectoryError: ``path`` is a folder.
+        ExistingFileError: ``path`` exists and ``force`` is not set.
+        NotAFileError: ``path`` is a folder.
     """
     if os.path.isdir(path):
         raise NotAFileError(f'{path} is a folder, expected the name of a file')
@@ -27,15 +31,15 @@ def refuse_existing(path: str, force: bool) -> None:
 
 
 def check_destination(path: str, suffix: str = '') -> None:
-    """Fail before hours of work, not when their result is written. Nothing is made.
+    """Find out before hours of work whether their result can be written. Nothing is made.
 
     Args:
         path: file to be written; its folder need not exist.
-        suffix: that the name must have.
+        suffix: end that the name must have.
 
     Raises:
-        ValueError: ``path`` is a folder, or has another suffix.
-        OSError: no folder can be made or written to there.
+        UserError: ``path`` is a folder, or has another suffix.
+        FileAccessError: no folder can be made or written to there.
     """
     if not path.endswith(suffix) or os.path.isdir(path) or not os.path.basename(path):
         ends = f' that ends in {suffix}' if suffix else ''
@@ -51,7 +55,7 @@ def check_folder(path: str, name: str | None = None) -> None:
         name: what the error message calls the destination; default: ``path``.
 
     Raises:
-        OSError: no folder can be made or written to there.
+        FileAccessError: no folder can be made or written to there.
     """
     folder = os.path.abspath(path)
     while not os.path.lexists(folder):
@@ -63,10 +67,10 @@ def check_folder(path: str, name: str | None = None) -> None:
 
 
 def write_checkpoint(path: str, content: dict[str, Any]) -> None:
-    """``torch.save``.
+    """Write a checkpoint with ``torch.save``.
 
     Raises:
-        OSError: the system's reason.
+        OSError: it cannot be written; has the system's reason, such as a full disk.
     """
     try:
         # An open file: given a path, torch writes past Python and the reason is lost.
@@ -79,7 +83,7 @@ def write_checkpoint(path: str, content: dict[str, Any]) -> None:
 
 
 def write_text(path: str, text: str) -> None:
-    """A file of UTF-8 text."""
+    """Write a text file in UTF-8."""
     with open(path, 'w', encoding='utf-8') as file:
         file.write(text)
 
@@ -92,25 +96,25 @@ def write_atomically(
 ) -> Any:
     """Write files that belong together, all of them or none.
 
-    They are written beside their place and renamed when the last one is
-    whole; what is then left to go wrong is a rename, which takes no space.
+    They are written to a temporary folder beside their destination, and
+    renamed when the last one is whole. A rename takes no space on the disk.
 
     Args:
-        folder: where they go; it is made.
-        writers: by name of the file, what writes to the path it is given.
+        folder: for the files; it is made.
+        writers: functions by the name of the file; each writes to the path it
+            is given.
         force: replace existing files.
-        check: looks at the written files, in the folder it is given and
-            under their names, before they are put in place; raises if they
-            should not be.
+        check: called with the temporary folder before the files are renamed;
+            raises if they should not be.
 
     Returns:
         What ``check`` returns.
 
     Raises:
-        FileExistsError: a file exists and ``force`` is not set.
-        IsADirectoryError: there is a folder in place of a file.
-        OSError: cannot write there; nothing is left behind.
-        others: as ``check``; nothing is left behind.
+        ExistingFileError: a file exists and ``force`` is not set.
+        NotAFileError: there is a folder in place of a file.
+        FileAccessError: cannot write there; nothing is left behind.
+        Exception: what ``check`` raises; nothing is left behind.
     """
     paths = {name: os.path.join(folder, name) for name in writers}
     for path in paths.values():
@@ -136,8 +140,8 @@ def replace_file(path: str, write: Callable[[str], None]) -> None:
         write: writes to the path it is given.
 
     Raises:
-        IsADirectoryError: ``path`` is a folder.
-        OSError: cannot write there; nothing is left behind.
+        NotAFileError: ``path`` is a folder.
+        FileAccessError: cannot write there; nothing is left behind.
     """
     folder, name = os.path.split(path)
     write_atomically(folder, {name: write}, force=True)
@@ -145,7 +149,7 @@ def replace_file(path: str, write: Callable[[str], None]) -> None:
 
 @contextmanager
 def _staging(folder: str, names: str) -> Iterator[str]:
-    """A hidden folder in ``folder`` that goes away, with what is in it."""
+    """Make a hidden folder in ``folder``, and remove it with its contents in the end."""
     with _cannot_write(names):
         with suppress(FileExistsError):
             os.makedirs(folder or '.')

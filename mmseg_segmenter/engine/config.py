@@ -23,14 +23,14 @@ def load_config(
 
     Args:
         path: config file.
-        work_dir: default ``work_dir`` of the config, else ``work_dirs/<name>``.
+        work_dir: folder for logs and checkpoints; default: ``work_dir`` of the config, else ``work_dirs/<name>``.
         cfg_options: values by dotted key that override those of the file, or as :func:`parse_options` takes them.
         launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
 
     Raises:
-        FileNotFoundError: no such config.
-        IsADirectoryError: a folder.
-        ValueError: the file cannot be read as a config, or an option does not fit it; names file and line, or option.
+        MissingFileError: no such config.
+        NotAFileError: a folder.
+        UserError: the file cannot be read as a config, or an option does not fit it; names file and line, or option.
     """
     if os.path.isdir(path):
         raise NotAFileError(f'config {path} is a folder, expected a file')
@@ -59,7 +59,7 @@ def parse_options(options: Sequence[str] | None) -> dict[str, Any]:
         options: ``KEY=VALUE``, the values written as for mmengine's ``DictAction``.
 
     Raises:
-        ValueError: an option is not of that form.
+        UserError: an option is not of that form.
     """
     for option in options or ():
         key, equals, _ = option.partition('=')
@@ -129,7 +129,7 @@ def enable_tta(cfg: Config) -> None:
         cfg: whole config; ``model`` and ``test_dataloader`` are changed.
 
     Raises:
-        ValueError: the config has no ``tta_model`` or ``tta_pipeline``.
+        UserError: the config has no ``tta_model`` or ``tta_pipeline``.
     """
     check_tta(cfg, '--tta')
     for dataset in datasets(cfg.test_dataloader.dataset):
@@ -165,7 +165,7 @@ def enable_drawing(cfg: Config, show_dir: str | None = None, show: bool = False,
         wait_time: seconds that a window stays open.
 
     Raises:
-        OSError: cannot write in ``show_dir``.
+        FileAccessError: cannot write in ``show_dir``.
     """
     hook = (cfg.get('default_hooks') or {}).get('visualization') or {}
     if str(hook.get('type')).rpartition('.')[2] != 'SegmenterVisualizationHook':
@@ -185,9 +185,9 @@ def save_predictions(cfg: Config, out_dir: str) -> None:
         out_dir: folder for the files; it is made.
 
     Raises:
-        ValueError: ``test_evaluator`` has no ``IoUMetric``, which writes them, or there are more classes than 8 bits
+        UserError: ``test_evaluator`` has no ``IoUMetric``, which writes them, or there are more classes than 8 bits
             hold.
-        OSError: cannot write in ``out_dir``.
+        FileAccessError: cannot write in ``out_dir``.
     """
     writers = [evaluator for evaluator in evaluators(cfg, 'test') if evaluator.type == 'IoUMetric']
     if not writers:

@@ -23,6 +23,6 @@ class RequireAllWeightsHook(Hook):
         """Check what the model took of the last checkpoint.
 
         Raises:
-            ValueError: as :func:`~mmseg_segmenter.models.load_report.check_all_loaded`.
+            UserError: as :func:`~mmseg_segmenter.models.load_report.check_all_loaded`.
         """
         check_all_loaded(segmentor_of(runner.model))

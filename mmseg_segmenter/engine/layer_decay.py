@@ -28,7 +28,7 @@ class ViTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             whose factors for learning rates apply on top.
 
     Raises:
-        ValueError: ``decay_rate`` is missing or out of range, ``optimizer.lr`` is missing, or the backbone has no
+        UserError: ``decay_rate`` is missing or out of range, ``optimizer.lr`` is missing, or the backbone has no
             ``layers``.
     """
 

@@ -46,7 +46,7 @@ def enable_amp(cfg: Config, precision: str | None = None) -> None:
         precision: ``'fp16'`` or ``'bf16'``; default: fp16 on a GPU (as mmseg's ``--amp``), bf16 on a CPU.
 
     Raises:
-        ValueError: fp16 without a GPU, bf16 on a CPU without instructions for it, or an ``optim_wrapper`` of another
+        UserError: fp16 without a GPU, bf16 on a CPU without instructions for it, or an ``optim_wrapper`` of another
             type.
     """
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
@@ -66,6 +66,14 @@ def enable_amp(cfg: Config, precision: str | None = None) -> None:
 
 
 def check_cpu_precision(precision: str) -> None:
+    """Raise an error if a CPU cannot run a precision, or would be slower with it.
+
+    Args:
+        precision: ``'fp16'`` or ``'bf16'``.
+
+    Raises:
+        UserError: fp16, or a CPU without instructions for bfloat16.
+    """
     if precision == 'fp16':
         raise UserError('--amp-dtype fp16 needs a GPU, found none; bf16 runs on CPUs')
     if not cpu_has_bfloat16():
@@ -79,7 +87,7 @@ def enable_test_amp(cfg: Config) -> None:
         cfg: whole config; ``test_cfg`` is changed.
 
     Raises:
-        ValueError: a CPU without instructions for bfloat16.
+        UserError: a CPU without instructions for bfloat16.
     """
     if get_device() == 'cpu':
         check_cpu_precision('bf16')
