@@ -317,6 +317,14 @@ def test_config_that_is_a_folder(tmp_path, refused):
         ('train_dataloader.dataset.pipeline.2.type=Crop', 'Crop is not in the mmseg::transform registry'),
         ('model.auxiliary_head.embed_dim=16', "unexpected keyword argument 'embed_dim'"),
         ('default_hooks.logger.type=Logger', 'Logger is not in the mmseg::hook registry'),
+        ('optim_wrapper.optimizer.type=SDG', "optim_wrapper.optimizer.type='SDG' is not a registered optimizer"),
+        ('optim_wrapper.optimizer.momemtum=0.9', "unexpected keyword argument 'momemtum'"),
+        ('optim_wrapper.type=Wrapper', 'Wrapper is not in the'),
+        ('optim_wrapper.constructor=Constructor', 'Constructor is not in the'),
+        ('param_scheduler.0.type=Poly', 'Poly is not in the'),
+        ('train_cfg.type=Loop', 'Loop is not in the'),
+        ('train_dataloader.sampler.type=Sampler', 'Sampler is not in the'),
+        ('val_evaluator.type=Metric', 'Metric is not in the'),
     ],
 )
 def test_config_that_cannot_be_built(config, tmp_path, refused, option, message):

@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.fileio import list_dir_or_file
 from mmengine.registry import build_functions
-from mmseg.registry import DATASETS
+from mmseg.registry import DATASETS, OPTIMIZERS
 
 from ..errors import MissingFileError, NotAFileError, UserError
 from ..files import check_folder
@@ -30,7 +30,7 @@ def registry_errors(cfg: Config) -> Iterator[None]:
         cfg: whole config; its file is named.
 
     Raises:
-        ValueError: names the config file and the unknown class or argument.
+        UserError: names the config file and the unknown class or argument.
     """
     try:
         yield
@@ -50,8 +50,8 @@ def check_run(cfg: Config) -> None:
         cfg: whole config.
 
     Raises:
-        ValueError: the process was not started by the launcher.
-        OSError: no folder can be made or written to at ``work_dir``.
+        UserError: the process was not started by the launcher.
+        FileAccessError: no folder can be made or written to at ``work_dir``.
     """
     launcher = cfg.get('launcher', 'none')
     variable = _LAUNCHER_VARIABLES.get(launcher)
@@ -63,6 +63,20 @@ def check_run(cfg: Config) -> None:
     check_folder(cfg.work_dir)
 
 
+def check_optimizer(cfg: Config) -> None:
+    """Find out whether the optimizer of a config exists, which mmengine does not check.
+
+    Args:
+        cfg: whole config, for training.
+
+    Raises:
+        UserError: names the unknown class.
+    """
+    kind = ((cfg.get('optim_wrapper') or {}).get('optimizer') or {}).get('type')
+    if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
+        raise UserError(f'{cfg.filename}: optim_wrapper.optimizer.type={kind!r} is not a registered optimizer')
+
+
 def find_checkpoint(path: str) -> str:
     """Return the path of a checkpoint; a mistyped one fails at once, not after the model is built.
 
@@ -70,8 +84,8 @@ def find_checkpoint(path: str) -> str:
         path: local file, or a URL, which is not looked up.
 
     Raises:
-        FileNotFoundError: a local path that does not exist.
-        IsADirectoryError: a folder.
+        MissingFileError: a local path that does not exist.
+        NotAFileError: a folder.
     """
     _check_weights_file(path, f'checkpoint {path}')
     return path
@@ -84,8 +98,8 @@ def check_weights(cfg: Config) -> None:
         cfg: whole config, for training.
 
     Raises:
-        FileNotFoundError: names the file and the entry of the config.
-        IsADirectoryError: names the folder and the entry of the config.
+        MissingFileError: names the file and the entry of the config.
+        NotAFileError: names the folder and the entry of the config.
     """
     for place, checkpoint in _weights(cfg.get('model'), 'model'):
         _check_weights_file(checkpoint, f'{place}={checkpoint}', '; the header of the config says where it comes from')
@@ -128,8 +142,8 @@ def check_datasets(cfg: Config, loaders: tuple[str, ...]) -> None:
         loaders: keys of the data loaders, such as ``('train_dataloader',)``.
 
     Raises:
-        FileNotFoundError: names the loader, the folder and what to change.
-        ValueError: the image folder has no file with the expected suffix, or a dataset class is unknown.
+        MissingFileError: names the loader, the folder and what to change.
+        UserError: the image folder has no file with the expected suffix, or a dataset class is unknown.
     """
     for loader in loaders:
         for dataset in datasets((cfg.get(loader) or {}).get('dataset')):

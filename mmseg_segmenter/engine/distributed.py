@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from mmseg.registry import RUNNERS
 
 from ..compat import hidden_if_broken
-from .checks import check_run, registry_errors
+from .checks import check_optimizer, check_run, registry_errors
 from .hooks import RequireAllWeightsHook
 from .precision import compile_parts
 
@@ -53,11 +53,13 @@ def run(
         allow_partial: test a model even if the checkpoint has too few tensors for it, or of other shapes.
 
     Raises:
-        ValueError: as :func:`~.checks.check_run`, :func:`~.checks.registry_errors` and
-            :class:`~.hooks.RequireAllWeightsHook`.
-        OSError: as :func:`~.checks.check_run`.
+        UserError: as :func:`~.checks.check_run`, :func:`~.checks.check_optimizer`,
+            :func:`~.checks.registry_errors` and :class:`~.hooks.RequireAllWeightsHook`.
+        FileAccessError: as :func:`~.checks.check_run`.
     """
     check_run(cfg)
+    if action == 'train':
+        check_optimizer(cfg)
     _use_cpu_group(cfg)
     # The runner imports torchvision to log its version.
     with hidden_if_broken('torchvision'), registry_errors(cfg):
