@@ -1,10 +1,9 @@
-"""Share the error handling and the repeated options of the command-line tools.
+"""Share the error handling of the command-line tools.
 
 Importing this module imports the whole package, which takes seconds. A tool that
 wants a quick ``--help`` parses its arguments first and imports this module after.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Iterator
@@ -34,18 +33,3 @@ def errors_in_one_line() -> Iterator[None]:
 
 def _program() -> str:
     return os.path.basename(sys.argv[0])
-
-
-def conversion_parser(description: str | None, **paths: str) -> argparse.ArgumentParser:
-    """Return a parser with the arguments that all converters of checkpoints take.
-
-    Args:
-        description: first line of the help text.
-        paths: help text of each positional argument, by its name.
-    """
-    parser = argparse.ArgumentParser(description=description)
-    for name, text in paths.items():
-        parser.add_argument(name, help=text)
-    parser.add_argument('--force', action='store_true', help='replace existing files')
-    parser.add_argument('--verify', action='store_true', help='run both models on one image; write only if they agree')
-    return parser

@@ -56,11 +56,7 @@ def test_error_in_a_nested_constructor_is_shown_as_it_is(monkeypatch):
     assert ended(monkeypatch, caught.value) == 'tool.py: num_heads=5, expected a divisor of 16'
 
 
-SLOW = ('segm2mmseg.py', 'mmseg2segm.py', 'timm2mmseg.py', 'vitjax2mmseg.py')  # their parser is in the package
-QUICK = sorted(p.relative_to(TOOLS).as_posix() for p in TOOLS.rglob('*.py') if p.name not in SLOW)
-
-
-@pytest.mark.parametrize('tool', QUICK)
+@pytest.mark.parametrize('tool', sorted(path.relative_to(TOOLS).as_posix() for path in TOOLS.rglob('*.py')))
 def test_help_is_quick(tool):
     code = f"""
 import runpy, sys

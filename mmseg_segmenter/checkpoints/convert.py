@@ -1,5 +1,6 @@
 """Convert a file of pretrained weights of an encoder, and account for every tensor in it."""
 
+import argparse
 import os
 import sys
 from collections.abc import Mapping
@@ -7,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ..command_line import conversion_parser, errors_in_one_line
+from ..command_line import errors_in_one_line
 from ..errors import UserError
 from ..files import refuse_existing, write_atomically, write_checkpoint
 from .architecture import Architecture, read_architecture, standard_heads, value_warnings
@@ -150,23 +151,15 @@ def convert_encoder(
     return replace(encoder, verified=write_atomically(folder, writers, force, check if verify else None))
 
 
-def command_line(description: str | None, argv: list[str] | None = None) -> None:
-    """Convert an encoder as the command line says: ``SOURCE DESTINATION [--force] [--verify] [--patch-size P]``.
+def convert_and_report(args: argparse.Namespace) -> None:
+    """Convert an encoder as a command line says, and print what was converted.
 
     Args:
-        description: first line of the help text.
-        argv: arguments; default: those of the process.
+        args: of ``timm2mmseg.py`` or ``vitjax2mmseg.py``.
 
     Raises:
-        SystemExit: the arguments are wrong, or as :func:`~mmseg_segmenter.command_line.errors_in_one_line`.
+        SystemExit: as :func:`~mmseg_segmenter.command_line.errors_in_one_line`.
     """
-    parser = conversion_parser(
-        description,
-        source='pretrained weights',
-        destination='.pth file to write, for init_cfg=dict(type="Pretrained", checkpoint=...)',
-    )
-    parser.add_argument('--patch-size', type=int, help='resize the patch embedding to patches of this many pixels')
-    args = parser.parse_args(argv)
     with errors_in_one_line():
         encoder = convert_encoder(args.source, args.destination, args.force, args.verify, args.patch_size)
     for warning in encoder.warnings:

@@ -11,10 +11,11 @@ import numpy as np
 import official
 import pytest
 import torch
+from converters import timm2mmseg
 from evil import Evil
 
 from mmseg_segmenter.checkpoints import official_run
-from mmseg_segmenter.checkpoints.convert import command_line, convert_encoder
+from mmseg_segmenter.checkpoints.convert import convert_encoder
 from mmseg_segmenter.checkpoints.official_run import convert_official_run
 from mmseg_segmenter.files import write_atomically, write_text
 
@@ -80,7 +81,7 @@ def test_code_in_a_torch_file_is_not_run(tmp_path, save):
     canary = tmp_path / 'canary'
     save(dict(model={'cls_token': torch.zeros(1, 1, 8)}, optimizer=Evil(canary)), tmp_path / 'evil.pth')
     with pytest.raises(SystemExit) as stop:
-        command_line('', [str(tmp_path / 'evil.pth'), str(tmp_path / 'out.pth')])
+        timm2mmseg(tmp_path / 'evil.pth', tmp_path / 'out.pth')
     (line,) = str(stop.value.code).splitlines()
     assert 'evil.pth' in line and os.listdir(tmp_path) == ['evil.pth']
     pickle.loads(pickle.dumps(Evil(canary)))

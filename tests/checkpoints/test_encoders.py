@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from converters import timm2mmseg
 from mmseg.models.backbones.vit import VisionTransformer
 from torch.testing import assert_close
 
@@ -177,7 +178,7 @@ def test_npz_with_a_damaged_array(tmp_path):
 
 def test_nan_is_a_warning(tmp_path, capsys):
     path = save(tmp_path / 'a.npz', broken(lambda w: w['cls'].__setitem__((0, 0, 3), np.nan)))
-    convert.command_line('', [path, str(tmp_path / 'out.pth')])
+    timm2mmseg(path, tmp_path / 'out.pth')
     assert 'warning: ' in (err := capsys.readouterr().err) and 'NaN or infinite values in cls_token' in err
 
 
@@ -185,16 +186,16 @@ def test_existing_destination_is_kept(tmp_path):
     out = tmp_path / 'out.pth'
     out.write_text('mine')
     with pytest.raises(SystemExit) as stop:
-        convert.command_line('', [str(NPZ), str(out)])
+        timm2mmseg(NPZ, out)
     assert 'out.pth exists; use --force' in str(stop.value.code) and out.read_text() == 'mine'
-    convert.command_line('', [str(NPZ), str(out), '--force'])
+    timm2mmseg(NPZ, out, '--force')
     assert os.listdir(tmp_path) == ['out.pth'] and torch.load(out, weights_only=True)
 
 
 def test_folder_is_no_destination(tmp_path):
     (tmp_path / 'out.pth').mkdir()
     with pytest.raises(SystemExit) as stop:
-        convert.command_line('', [str(NPZ), str(tmp_path / 'out.pth'), '--force'])
+        timm2mmseg(NPZ, tmp_path / 'out.pth', '--force')
     assert 'out.pth is a folder, expected the name of a file' in str(stop.value.code)
 
 

@@ -7,12 +7,13 @@ import numpy as np
 import official
 import pytest
 import torch
+from converters import timm2mmseg
 from torch.testing import assert_close
 
 from mmseg_segmenter import SegmenterViT
 from mmseg_segmenter.checkpoints import formats
 from mmseg_segmenter.checkpoints.architecture import Architecture
-from mmseg_segmenter.checkpoints.convert import command_line, convert_encoder, read_encoder
+from mmseg_segmenter.checkpoints.convert import convert_encoder, read_encoder
 from mmseg_segmenter.checkpoints.formats import augreg, find_encoder_format, find_format, official_segmenter, timm
 from mmseg_segmenter.checkpoints.verify import verify_encoder
 
@@ -45,7 +46,7 @@ def save(path, state):
 def refusal(source, folder):
     """The one line with which the command line ends."""
     with pytest.raises(SystemExit) as end:
-        command_line('', [source, str(folder / 'out.pth')])
+        timm2mmseg(source, folder / 'out.pth')
     assert '\n' not in end.value.code and not (folder / 'out.pth').exists()
     return end.value.code
 
@@ -144,8 +145,8 @@ def test_verify_reads_the_sizes_on_its_own(tmp_path):
 
 def test_assumptions_are_printed(tmp_path, capsys):
     source = save(tmp_path / 'a.pth', timm_state())
-    command_line('', [source, str(tmp_path / 'a_out.pth')])
-    command_line('', [str(NPZ), str(tmp_path / 'b_out.pth')])
+    timm2mmseg(source, tmp_path / 'a_out.pth')
+    timm2mmseg(NPZ, tmp_path / 'b_out.pth')
     timms, jaxs = [line for line in capsys.readouterr().out.splitlines() if line.startswith('assumed')]
     assert timms == (
         'assumed, as the file does not hold it: exact (erf) GELU, LayerNorm eps 1e-06, num_heads 1 (width // 64), '
@@ -160,7 +161,7 @@ def test_absent_qkv_bias_is_written_as_zeros(tmp_path, capsys):
     """So that the default arguments of SegmenterViT give the outputs of the source."""
     state = {key: value for key, value in timm_state().items() if not key.endswith('qkv.bias')}
     source, out = save(tmp_path / 'a.pth', state), str(tmp_path / 'out.pth')
-    command_line('', [source, out, '--verify'])
+    timm2mmseg(source, out, '--verify')
     text = capsys.readouterr().out
     assert 'dropped nothing; qkv bias absent: written as 0' in text and 'verified: ' in text
     written = torch.load(out, weights_only=True)['state_dict']

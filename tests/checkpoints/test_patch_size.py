@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from converters import timm2mmseg
 from mmengine.config import ConfigDict
 from mmseg.registry import MODELS
 
-from mmseg_segmenter.checkpoints.convert import command_line, read_encoder
+from mmseg_segmenter.checkpoints.convert import read_encoder
 from mmseg_segmenter.checkpoints.patch_size import resize_patch_embed
 
 NPZ = Path(__file__).parents[1] / 'data' / 'augreg_tiny_i21k.npz'
@@ -48,8 +49,8 @@ def test_shape_and_dtype():
 def test_command_line(tmp_path, capsys):
     """The file loads into a model of that patch, which sees in an enlarged image what the old one saw."""
     paths = {8: tmp_path / 'p8.pth', 16: tmp_path / 'p16.pth'}
-    command_line('', [str(NPZ), str(paths[8])])
-    command_line('', [str(NPZ), str(paths[16]), '--patch-size', '16'])
+    timm2mmseg(NPZ, paths[8])
+    timm2mmseg(NPZ, paths[16], '--patch-size', '16')
     assert 'ViT-D32/16, 64x64' in capsys.readouterr().out
     old = read_encoder(str(NPZ)).architecture
     image = torch.randn(1, 3, 32, 32)
@@ -71,6 +72,6 @@ def test_command_line(tmp_path, capsys):
 )
 def test_wrong_options_are_one_line_and_write_nothing(tmp_path, options, word):
     with pytest.raises(SystemExit) as stop:
-        command_line('', [str(NPZ), str(tmp_path / 'out.pth'), '--patch-size', *options])
+        timm2mmseg(NPZ, tmp_path / 'out.pth', '--patch-size', *options)
     (line,) = str(stop.value.code).splitlines()
     assert word in line and not list(tmp_path.iterdir())

@@ -9,6 +9,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from converters import timm2mmseg
 from mmengine.runner import Runner
 from mmseg.apis import init_model
 from mmseg.registry import MODELS
@@ -52,7 +53,7 @@ def test_truncated(tmp_path, state, share):
     data = (tmp_path / 'a.safetensors').read_bytes()
     (tmp_path / 'a.safetensors').write_bytes(data[: int(share * len(data))])
     with pytest.raises(SystemExit) as stop:
-        convert.command_line('', [str(tmp_path / 'a.safetensors'), str(tmp_path / 'out.pth')])
+        timm2mmseg(tmp_path / 'a.safetensors', tmp_path / 'out.pth')
     (line,) = str(stop.value.code).splitlines()
     assert f'{tmp_path}/a.safetensors ({int(share * len(data)):,} bytes) is not a readable checkpoint (' in line
     assert os.listdir(tmp_path) == ['a.safetensors']
@@ -61,7 +62,7 @@ def test_truncated(tmp_path, state, share):
 def test_another_kind_of_file(tmp_path):
     torch.save({'a': torch.zeros(1)}, tmp_path / 'a.safetensors')
     with pytest.raises(SystemExit) as stop:
-        convert.command_line('', [str(tmp_path / 'a.safetensors'), str(tmp_path / 'out.pth')])
+        timm2mmseg(tmp_path / 'a.safetensors', tmp_path / 'out.pth')
     (line,) = str(stop.value.code).splitlines()
     assert line.endswith('a.safetensors is a file written by torch.save, not a .safetensors file: rename it')
 
@@ -72,7 +73,7 @@ def test_without_the_package(tmp_path, state, monkeypatch):
     for name in [name for name in sys.modules if name.partition('.')[0] == 'safetensors']:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(SystemExit) as stop:
-        convert.command_line('', [str(tmp_path / 'a.safetensors'), str(tmp_path / 'out.pth')])
+        timm2mmseg(tmp_path / 'a.safetensors', tmp_path / 'out.pth')
     (line,) = str(stop.value.code).splitlines()
     assert line.endswith(f'{tmp_path}/a.safetensors: run pip install safetensors to read it')
     with pytest.raises(MissingPackageError, match='run pip install safetensors'):
