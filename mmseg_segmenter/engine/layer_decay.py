@@ -10,7 +10,7 @@ from torch import nn
 from ..errors import UserError
 
 # Parts of the backbone before the first block.
-_EMBEDDINGS = ('cls_token', 'dist_token', 'pos_embed', 'patch_embed', 'ln_pre')
+_EMBEDDINGS = ('cls_token', 'dist_token', 'register_tokens', 'pos_embed', 'patch_embed', 'ln_pre')
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

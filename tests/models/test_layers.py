@@ -4,9 +4,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
+from mmseg_segmenter.errors import UserError
 from mmseg_segmenter.models.layers import (
     PackedSelfAttention,
     Rope,
+    RotaryEmbedding,
+    SwiGLU,
     TransformerBlock,
     apply_rope,
     cpu_linear,
@@ -54,14 +57,14 @@ def test_rope_rotates_pairs_of_dimensions_of_the_last_tokens():
     """As multiplying the complex number of dimensions i and i + d / 2 by exp(i * angle)."""
     angles = torch.randn(5, 4, dtype=torch.float64)
     x = torch.randn(2, 3, 7, 8, dtype=torch.float64)
-    found = apply_rope(x, Rope(angles.sin().tile(2), angles.cos().tile(2)))
+    found = apply_rope(x, Rope(angles.sin(), angles.cos()))
     rotated = torch.complex(x[:, :, 2:, :4], x[:, :, 2:, 4:]) * torch.polar(torch.ones_like(angles), angles)
     assert torch.equal(found[:, :, :2], x[:, :, :2])
     assert_close(found[:, :, 2:], torch.cat((rotated.real, rotated.imag), dim=-1), atol=1e-12, rtol=0)
 
 
 def test_rope_computes_in_its_own_precision_and_keeps_the_dtype():
-    angles = torch.randn(5, 4).tile(2)
+    angles = torch.randn(5, 4)
     x = torch.randn(1, 2, 6, 8).bfloat16()
     rope = Rope(angles.sin(), angles.cos())
     found = apply_rope(x, rope)
@@ -69,10 +72,109 @@ def test_rope_computes_in_its_own_precision_and_keeps_the_dtype():
     assert torch.equal(found, apply_rope(x.float(), rope).bfloat16())
 
 
+def test_rope_has_exact_gradients():
+    angles = torch.randn(5, 2, dtype=torch.float64)
+    x = torch.randn(2, 7, 4, dtype=torch.float64, requires_grad=True)
+    rope = Rope(angles.sin(), angles.cos())
+    assert torch.autograd.gradcheck(lambda x: apply_rope(x, rope), x)
+    assert torch.autograd.gradgradcheck(lambda x: apply_rope(x, rope), x)
+
+
+def test_rope_compiled_equals_eager():
+    angles = torch.randn(5, 4)
+    x, rope = torch.randn(2, 3, 7, 8), Rope(angles.sin(), angles.cos())
+    compiled = torch.compile(apply_rope, backend='aot_eager', fullgraph=True)
+    for t in (x, x.bfloat16()):
+        assert_close(compiled(t, rope), apply_rope(t, rope), atol=1e-6, rtol=0)
+
+
+def rope_angles(rope):
+    return torch.atan2(rope.sin, rope.cos)
+
+
+def test_rotary_embedding_angles():
+    """2 pi coordinate / period, rows first, for patch centres mapped to [-1, 1]."""
+    module = RotaryEmbedding(16, base=100).double().eval()
+    rope = module((3, 5))
+    assert rope.sin.shape == rope.cos.shape == (15, 8)
+    periods = 100 ** (torch.arange(4, dtype=torch.float64) / 4)
+    for token, (row, column) in {0: (-2 / 3, -4 / 5), 7: (0, 0), 13: (2 / 3, 2 / 5)}.items():
+        angles = torch.cat((2 * torch.pi * row / periods, 2 * torch.pi * column / periods))
+        # the periods of a module that was made in float32 are rounded to it
+        assert_close(rope.sin[token], angles.sin(), atol=1e-6, rtol=0)
+        assert_close(rope.cos[token], angles.cos(), atol=1e-6, rtol=0)
+
+
+def test_rotary_embedding_rescales_in_training_only():
+    module = RotaryEmbedding(16, rescale=2.0)
+    fixed = module.eval()((4, 4))
+    assert torch.equal(module((4, 4)).sin, fixed.sin)
+    module.train()
+    slowest = 3  # its angles stay below pi, so the angle can be read off
+    ratios = torch.stack([rope_angles(module((4, 4)))[0, slowest] / rope_angles(fixed)[0, slowest] for _ in range(50)])
+    assert 0.5 <= ratios.min() < 0.7 and 1.4 < ratios.max() <= 2.0
+    assert torch.equal(RotaryEmbedding(16, rescale=None).train()((4, 4)).sin, fixed.sin)
+
+
+def test_rotary_embedding_follows_its_periods():
+    """The angles are cached; a loaded checkpoint and another dtype replace them."""
+    module, other = RotaryEmbedding(16).eval(), RotaryEmbedding(16, base=10.0).eval()
+    with torch.inference_mode():
+        before = module((4, 4))
+    assert module((4, 4)).sin is before.sin and not before.sin.is_inference()
+    module.load_state_dict(other.state_dict())
+    assert torch.equal(module((4, 4)).sin, other((4, 4)).sin)
+    assert module.double()((4, 4)).sin.dtype == torch.float64
+    module.load_state_dict({'periods': torch.full((4,), 2.0)}, assign=True)
+    assert module((4, 4)).sin.dtype == torch.float32 and len(module._cache) == 1
+    for side in range(1, 20):
+        module((side, side))
+    assert len(module._cache) <= 8
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(head_dims=6), 'width 6 .* multiple of 4'),
+        (dict(head_dims=8, base=0), 'base=0; expected a positive'),
+        (dict(head_dims=8, rescale=0.5), 'rescale=0.5; expected None or'),
+    ],
+)
+def test_rotary_embedding_refuses(kwargs, message):
+    with pytest.raises(UserError, match=message):
+        RotaryEmbedding(**kwargs)
+
+
+def test_swiglu():
+    module = SwiGLU(6, 10).double()
+    assert {key: tuple(value.shape) for key, value in module.state_dict().items()} == {
+        'w12.weight': (20, 6),
+        'w12.bias': (20,),
+        'w3.weight': (6, 10),
+        'w3.bias': (6,),
+    }
+    x = torch.randn(2, 3, 6, dtype=torch.float64)
+    a, b = module.w12(x)[..., :10], module.w12(x)[..., 10:]
+    assert_close(module(x), module.w3(a * a.sigmoid() * b), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize('antialias', [False, True])
+@pytest.mark.parametrize('size', [(6, 8), (3, 2)])
+def test_resize_pos_embed_offset_and_antialias(size, antialias):
+    """As torch does for a scale instead of a size; an offset changes the values, not the size."""
+    pos_embed = torch.randn(1, 1 + 16, 5)
+    found = resize_pos_embed(pos_embed, (4, 4), size, offset=0.1, antialias=antialias)
+    grid = pos_embed[:, 1:].reshape(1, 4, 4, 5).permute(0, 3, 1, 2)
+    scales = ((size[0] + 0.1) / 4, (size[1] + 0.1) / 4)
+    expected = F.interpolate(grid, scale_factor=scales, mode='bicubic', antialias=antialias)
+    assert torch.equal(found[:, 1:].view(1, *size, 5), expected.permute(0, 2, 3, 1))
+    assert not torch.allclose(found, resize_pos_embed(pos_embed, (4, 4), size, antialias=antialias), atol=1e-4)
+
+
 def test_rope_acts_on_queries_and_keys_only():
     attention = PackedSelfAttention(8, 2).double()
     x = torch.randn(1, 5, 8, dtype=torch.float64)
-    same = torch.full((5, 4), 0.7, dtype=torch.float64)
+    same = torch.full((5, 2), 0.7, dtype=torch.float64)
     # All tokens rotated alike: scores, and with them the result, stay.
     assert_close(attention(x, Rope(same.sin(), same.cos())), attention(x), atol=1e-12, rtol=0)
     other = same * torch.arange(5)[:, None]

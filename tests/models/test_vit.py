@@ -9,8 +9,7 @@ from torch.testing import assert_close
 
 from mmseg_segmenter import SegmenterViT
 from mmseg_segmenter.errors import UserError
-from mmseg_segmenter.models.backbones.vit import PrefixToken
-from mmseg_segmenter.models.layers import Rope
+from mmseg_segmenter.models.layers import Rope, apply_rope
 
 TINY = dict(img_size=64, patch_size=16, embed_dims=24, num_layers=3, num_heads=3)
 
@@ -290,15 +289,12 @@ def test_pos_embed_without_a_row_for_the_class_token():
     """FlexiViT's 15x15 rows are not the 14x16 grid and a class token of this model."""
     model = SegmenterViT(**{**TINY, 'img_size': (48, 80)})  # 3x5 patches and a class token: 16 rows
     state = dict(model.state_dict())  # without metadata, as other projects save it
-    with pytest.raises(
-        UserError, match=r'pos_embed has 16 rows, a 4x4 grid without rows for the prefix tokens; expect'
-    ):
+    with pytest.raises(UserError, match=r'pos_embed has 16 rows: 16 for the patches, and none for .* cls_pos_embed=F'):
         model.load_state_dict(state)
     with pytest.raises(UserError, match='pos_embed has 16 rows'):
         SegmenterViT(**TINY).load_state_dict(state)
     model.load_state_dict(model.state_dict())  # the metadata tells the grid
-    state['pos_embed'] = torch.cat((torch.zeros(1, 1, 24), torch.randn(1, 16, 24)), dim=1)  # what the message advises
-    square = SegmenterViT(**TINY)
+    square = SegmenterViT(**TINY, cls_pos_embed=False)  # what the message advises
     square.load_state_dict(state)
     assert torch.equal(square.pos_embed, state['pos_embed'])
 
@@ -402,18 +398,11 @@ def test_pretrained_file_missing(tmp_path):
         SegmenterViT(**TINY, pretrained=str(tmp_path / 'no.pth')).init_weights()
 
 
-# What a subclass can change
-
-
-class WithRegisters(SegmenterViT):
-    """As DINOv2: registers after the class token, without position embedding."""
-
-    def _declare_prefix_tokens(self):
-        return [*super()._declare_prefix_tokens(), PrefixToken('register_tokens', 4, has_position=False)]
+# DINOv2, DINOv3, DeiT-III
 
 
 def test_prefix_tokens_without_position_come_after_those_with_one():
-    model = WithRegisters(**TINY, output_cls_token=True).double().eval()
+    model = SegmenterViT(**TINY, num_registers=4, output_cls_token=True).double().eval()
     model.init_weights()
     assert model.num_prefix_tokens == 5 and model.num_pos_prefix_tokens == 1
     assert model.pos_embed.shape == (1, 17, 24) and model.register_tokens.any()
@@ -426,22 +415,105 @@ def test_prefix_tokens_without_position_come_after_those_with_one():
     assert_close(tokens[:, :1], (model.cls_token + model.pos_embed[:, :1]).expand(2, -1, -1))
     assert_close(tokens[:, 1:5], model.register_tokens.expand(2, -1, -1))
     assert_close(tokens[:, 5:], model.patch_embed(image)[0] + model.pos_embed[:, 1:])
-    larger = WithRegisters(**{**TINY, 'img_size': 96})
+    larger = SegmenterViT(**{**TINY, 'img_size': 96}, num_registers=4)
     larger.load_state_dict(model.state_dict())  # the grid is resized, the registers are not part of it
     assert larger.pos_embed.shape == (1, 37, 24)
 
 
-def test_without_position_embedding():
-    model, with_zeros = SegmenterViT(**TINY).eval(), SegmenterViT(**TINY).eval()
-    model.pos_embed = None
+def test_class_token_without_position_embedding():
+    """As DeiT-III: the class token joins after the position embedding."""
+    with_row = SegmenterViT(**TINY, final_norm=True).double().eval()
+    without = SegmenterViT(**TINY, final_norm=True, cls_pos_embed=False).double().eval()
+    with_row.init_weights()
+    state = with_row.state_dict()
+    assert without.pos_embed.shape == (1, 16, 24)
+    with pytest.raises(UserError, match=r'16 for the patches, and one for .* Set cls_pos_embed=True'):
+        without.load_state_dict(state)
+    state['cls_token'] = state['cls_token'] + state['pos_embed'][:, :1]
+    without.load_state_dict({**state, 'pos_embed': state['pos_embed'][:, 1:]})
+    image = torch.randn(1, 3, 80, 64, dtype=torch.float64)
+    assert_close(without(image)[0], with_row(image)[0], atol=1e-12, rtol=0)
+    with pytest.raises(UserError, match='Set cls_pos_embed=False'):
+        with_row.load_state_dict(without.state_dict(), strict=False)
+
+
+ROPE = dict(base=100, rescale=2)
+
+
+def test_rope_replaces_the_position_embedding():
+    model, with_rows = SegmenterViT(**TINY, rope=ROPE).eval(), SegmenterViT(**TINY).eval()
     model.init_weights()
-    with_zeros.load_state_dict(model.state_dict(), strict=False)
-    torch.nn.init.zeros_(with_zeros.pos_embed)
-    image = torch.randn(1, 3, 80, 64)
-    assert torch.equal(model(image)[0], with_zeros(image)[0])
-    assert 'pos_embed' not in model.state_dict() and not model.state_dict()._metadata[''].get('pos_embed_grid')
+    assert 'pos_embed' not in model.state_dict() and 'pos_embed_grid' not in model.state_dict()._metadata['']
+    assert model.state_dict()['rope_embed.periods'].shape == (2,)
     with pytest.raises(RuntimeError, match=r'Unexpected key.*pos_embed'):
-        model.load_state_dict(with_zeros.state_dict())
+        model.load_state_dict({**model.state_dict(), 'pos_embed': with_rows.pos_embed})
+    feature_map = model(torch.randn(1, 3, 80, 100))[0]
+    assert feature_map.shape == (1, 24, 5, 7)
+
+
+def test_rope_reaches_the_attention_of_all_blocks():
+    model = SegmenterViT(**TINY, rope=ROPE).eval()
+    model.init_weights()
+    image = torch.randn(1, 3, 64, 80)
+    everywhere = model(image)[0]
+    for layer in model.layers:  # only one block without it makes a difference
+        hook = layer.register_forward_pre_hook(lambda module, args: (args[0], None, None))
+        assert not torch.allclose(model(image)[0], everywhere, atol=1e-6)
+        hook.remove()
+
+
+def test_rope_makes_attention_depend_on_the_distance_only():
+    """Shifting query and key by the same number of patches keeps their score."""
+    model = SegmenterViT(**TINY, rope=ROPE).double().eval()
+    sin, cos = model.rope_embed((6, 6))
+    q, k = torch.randn(2, 1, 8, dtype=torch.float64)
+    rotated_q, rotated_k = (apply_rope(t.expand(36, 8), Rope(sin, cos)) for t in (q, k))
+    scores = (rotated_q @ rotated_k.T).view(6, 6, 6, 6)
+    assert_close(scores[1:, 2:, 1:, 2:], scores[:-1, :-2, :-1, :-2], atol=1e-12, rtol=0)
+
+
+def test_layer_scale_multiplies_the_branches():
+    model = SegmenterViT(**TINY, layer_scale=1e-5).eval()
+    model.init_weights()
+    assert_close(model.layers[1].ls2.weight, torch.full((24,), 1e-5))
+    plain = SegmenterViT(**TINY).eval()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    for i in range(3):
+        for scale, layer in (('ls1', 'attn.attn.out_proj'), ('ls2', 'ffn.layers.1')):
+            factor = torch.randn(24)
+            model.state_dict()[f'layers.{i}.{scale}.weight'].copy_(factor)
+            del state[f'layers.{i}.{scale}.weight']
+            state[f'layers.{i}.{layer}.weight'] *= factor[:, None]
+            state[f'layers.{i}.{layer}.bias'] *= factor
+    plain.load_state_dict(state)
+    image = torch.randn(1, 3, 64, 64)
+    assert_close(model(image)[0], plain(image)[0], atol=1e-5, rtol=0)
+
+
+def test_swiglu_of_any_width():
+    model = SegmenterViT(**TINY, ffn='swiglu', feedforward_channels=40)
+    assert model.layers[0].ffn.w12.weight.shape == (80, 24) and model.layers[0].ffn.w3.weight.shape == (24, 40)
+    assert SegmenterViT(**TINY, feedforward_channels=40).layers[0].ffn.layers[0][0].weight.shape == (40, 24)
+    with pytest.raises(UserError, match=r"ffn='glu'; expected 'mlp' or 'swiglu'"):
+        SegmenterViT(**TINY, ffn='glu')
+
+
+def test_final_norm_of_every_output():
+    plain = SegmenterViT(**TINY, final_norm=True, out_indices=(0, 1, 2)).eval()
+    normed = SegmenterViT(**TINY, final_norm=True, out_indices=(0, 1, 2), norm_outputs=True).eval()
+    plain.init_weights()
+    torch.nn.init.normal_(plain.ln1.weight)
+    normed.load_state_dict(plain.state_dict())
+    image = torch.randn(1, 3, 64, 64)
+    first, second, last = plain(image)
+    expected = [plain.ln1(out.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for out in (first, second)] + [last]
+    for one, other in zip(normed(image), expected, strict=True):
+        assert_close(one, other, atol=1e-6, rtol=0)
+    with pytest.raises(UserError, match=r'norm_outputs=True needs final_norm=True'):
+        SegmenterViT(**TINY, norm_outputs=True)
+
+
+# What a subclass can change
 
 
 class WithQueries(SegmenterViT):
@@ -471,34 +543,15 @@ def test_tokens_can_be_inserted_before_a_block_and_masked_in_it():
     assert_close(model(image)[0], plain(image)[0], atol=1e-5, rtol=0)
 
 
-def test_rope_reaches_the_attention_of_all_blocks():
-    model = SegmenterViT(**TINY).eval()
-    model.init_weights()
-    image = torch.randn(1, 3, 64, 80)
-    without = model(image)[0]
-    sizes = []
-
-    def rope(grid, angle):
-        sizes.append(grid)
-        angles = torch.full((grid[0] * grid[1], 8), angle) * torch.arange(grid[0] * grid[1])[:, None]
-        return Rope(angles.sin(), angles.cos())
-
-    model._rope = lambda grid: rope(grid, 0.0)
-    assert_close(model(image)[0], without, atol=1e-6, rtol=0)
-    for i in range(3):  # only one block without it makes a difference
-        model._rope = lambda grid: rope(grid, 1.0)
-        everywhere = model(image)[0]
-        hook = model.layers[i].register_forward_pre_hook(lambda module, args: (args[0], None, None))
-        assert not torch.allclose(model(image)[0], everywhere, atol=1e-6)
-        hook.remove()
-    assert set(sizes) == {(4, 5)}
-
-
 # Other ways to run it
 
 
-def test_autocast():
-    model = SegmenterViT(**TINY, final_norm=True).eval()
+DINOV3 = dict(rope=ROPE, num_registers=4, layer_scale=1.0, ffn='swiglu')
+
+
+@pytest.mark.parametrize('kwargs', [{}, DINOV3])
+def test_autocast(kwargs):
+    model = SegmenterViT(**TINY, final_norm=True, **kwargs).eval()
     model.init_weights()
     image = torch.randn(1, 3, 80, 64)
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
@@ -507,8 +560,9 @@ def test_autocast():
         assert_close(low.float(), model(image)[0], atol=0.1, rtol=0.1)
 
 
-def test_compile():
-    model = SegmenterViT(**TINY, out_indices=(0, 2), final_norm=True).eval()
+@pytest.mark.parametrize('kwargs', [{}, DINOV3, dict(interpolate_offset=0.1, interpolate_antialias=True)])
+def test_compile(kwargs):
+    model = SegmenterViT(**TINY, out_indices=(0, 2), final_norm=True, **kwargs).eval()
     model.init_weights()
     compiled = torch.compile(model, backend='aot_eager', fullgraph=True)
     with torch.no_grad():

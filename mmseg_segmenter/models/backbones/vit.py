@@ -1,4 +1,4 @@
-"""Vision Transformer encoder of Segmenter, SETR, DPT and ViT-UPerNet.
+"""Vision Transformer encoder of Segmenter, SETR, DPT, ViT-UPerNet, DINOv2 and DINOv3.
 
 Shapes: B images, N tokens (P prefix tokens, then h * w patches), C width.
 """
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...errors import UserError
-from ..layers import Rope, init_transformer_weights, resize_pos_embed, square_grid, transformer_blocks
+from ..layers import Rope, RotaryEmbedding, init_transformer_weights, resize_pos_embed, square_grid, transformer_blocks
 from ..load_report import log_loading
 
 # state_dict() stores the grid of pos_embed in its metadata under this key, so that an 18x32 embedding is not taken for
@@ -43,7 +43,7 @@ class PrefixToken(NamedTuple):
 
 @MODELS.register_module()
 class SegmenterViT(BaseModule):
-    """Vision Transformer (ViT, DeiT) as the encoder of Segmenter.
+    """Vision Transformer (ViT, DeiT, DINOv2, DINOv3) as the encoder of Segmenter.
 
     Has the arguments and the state_dict keys of mmseg's
     ``VisionTransformer``. Checkpoints work in both classes (in mmseg's with
@@ -53,8 +53,13 @@ class SegmenterViT(BaseModule):
     kernels, position embeddings are compared by grid, and keys of a
     pretrained checkpoint that do not fit are reported.
 
+    The arguments from ``feedforward_channels`` on are not in mmseg's class.
+    They make the ViTs of DINOv2, DINOv3 and DeiT-III; their defaults change
+    nothing.
+
     Sources: Segmenter (ICCV 2021) section 3.1, official ``segm/model/vit.py``;
-    ``mmseg/models/backbones/vit.py``.
+    ``mmseg/models/backbones/vit.py``; DINOv2 (arXiv 2304.07193); Vision
+    Transformers Need Registers (arXiv 2309.16588); DINOv3 (arXiv 2508.10104).
 
     Args:
         img_size: height and width in pixels for which ``pos_embed`` is made;
@@ -99,6 +104,25 @@ class SegmenterViT(BaseModule):
         pretrained: path or URL of a checkpoint, short for ``init_cfg``.
         init_cfg: ``dict(type='Pretrained', checkpoint=..., prefix=...)``, or
             any initialisation of mmengine. Default: as the official code.
+        feedforward_channels: hidden width of the feed-forward network, in
+            place of ``mlp_ratio``.
+        ffn: ``'mlp'``, or ``'swiglu'`` for SwiGLU. SwiGLU has no ``num_fcs``
+            and ``act_cfg``.
+        layer_scale: initial value of a learned factor per channel at the end
+            of each residual branch. None: no such factors.
+        num_registers: number of learned tokens between the class token and
+            the patches. They have no position embedding, and are not
+            returned.
+        cls_pos_embed: ``pos_embed`` has a row for the class token.
+        rope: arguments of :class:`~mmseg_segmenter.models.layers.RotaryEmbedding`,
+            such as ``dict(base=100, rescale=2)``. Attention then rotates the
+            queries and keys of the patches, and there is no ``pos_embed``.
+        interpolate_offset: added to the grid in the scale by which
+            ``pos_embed`` is resized; DINOv2 without registers uses 0.1.
+        interpolate_antialias: filter when ``pos_embed`` becomes smaller;
+            DINOv2 with registers does.
+        norm_outputs: apply the final norm to the output of every block in
+            ``out_indices``, not only to the last one. Needs ``final_norm``.
 
     Raises:
         UserError: sizes or options contradict each other, or a pretrained
@@ -137,6 +161,15 @@ class SegmenterViT(BaseModule):
         frozen_exclude: Sequence[str] = ('all',),
         pretrained: str | None = None,
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
+        feedforward_channels: int | None = None,
+        ffn: str = 'mlp',
+        layer_scale: float | None = None,
+        num_registers: int = 0,
+        cls_pos_embed: bool = True,
+        rope: dict[str, Any] | None = None,
+        interpolate_offset: float = 0.0,
+        interpolate_antialias: bool = False,
+        norm_outputs: bool = False,
     ) -> None:
         if pretrained is not None:
             if init_cfg is not None:
@@ -147,12 +180,12 @@ class SegmenterViT(BaseModule):
         super().__init__(init_cfg=init_cfg)
         if (output_cls_token or with_dist_token) and not with_cls_token:
             raise UserError('output_cls_token and with_dist_token need with_cls_token=True, found False')
+        if norm_outputs and not final_norm:
+            raise UserError('norm_outputs=True needs final_norm=True, found False')
         if interpolate_mode not in ('bicubic', 'bilinear'):
             raise UserError(f"interpolate_mode={interpolate_mode!r}; expected 'bicubic' or 'bilinear'")
         if not 0 <= drop_path_rate < 1:
             raise UserError(f'drop_path_rate={drop_path_rate}; expected at least 0 and below 1')
-        if isinstance(frozen_exclude, str):
-            raise TypeError(f'frozen_exclude={frozen_exclude!r}; expected a list of names')
         norm_cfg = norm_cfg or dict(type='LN')
 
         self.img_size = _pair(img_size)
@@ -166,12 +199,14 @@ class SegmenterViT(BaseModule):
         self.num_layers = num_layers
         self.out_indices = _layer_indices(out_indices, num_layers)
         self.interpolate_mode = interpolate_mode
+        self.interpolate_offset, self.interpolate_antialias = interpolate_offset, interpolate_antialias
         self.with_cls_token = with_cls_token
         self.with_dist_token = with_dist_token
         self.output_cls_token = output_cls_token
         self.out_origin = out_origin
         self.norm_eval = norm_eval
-        self.prefix_tokens = self._declare_prefix_tokens()
+        self.norm_outputs = norm_outputs
+        self.prefix_tokens = _prefix_tokens(cls_pos_embed, with_dist_token, num_registers)
         # Without with_cls_token the class token has a row of pos_embed, but leaves before the first block (as mmseg).
         self.num_prefix_tokens = sum(token.num_tokens for token in self.prefix_tokens) - (not with_cls_token)
         self.num_pos_prefix_tokens = sum(token.num_tokens for token in self.prefix_tokens if token.has_position)
@@ -187,17 +222,21 @@ class SegmenterViT(BaseModule):
         )
         for token in self.prefix_tokens:
             self.register_parameter(token.name, nn.Parameter(torch.zeros(1, token.num_tokens, embed_dims)))
-        num_rows = self.num_pos_prefix_tokens + self.grid[0] * self.grid[1]
-        # None: no absolute position embedding.
-        self.pos_embed: nn.Parameter | None = nn.Parameter(torch.zeros(1, num_rows, embed_dims))
+        self.pos_embed: nn.Parameter | None = None
+        self.rope_embed: RotaryEmbedding | None = None
+        if rope is None:
+            num_rows = self.num_pos_prefix_tokens + self.grid[0] * self.grid[1]
+            self.pos_embed = nn.Parameter(torch.zeros(1, num_rows, embed_dims))
+        else:
+            self.rope_embed = RotaryEmbedding(embed_dims // num_heads, **rope)
         self.drop_after_pos = nn.Dropout(drop_rate)
         self.ln_pre = build_norm_layer(norm_cfg, embed_dims)[1] if pre_norm else nn.Identity()
         self.layers = transformer_blocks(
             num_layers,
             drop_path_rate,
-            embed_dims,
-            mlp_ratio,
+            embed_dims=embed_dims,
             num_heads=num_heads,
+            feedforward_channels=feedforward_channels or int(mlp_ratio * embed_dims),
             drop_rate=drop_rate,
             attn_drop_rate=attn_drop_rate,
             num_fcs=num_fcs,
@@ -205,18 +244,21 @@ class SegmenterViT(BaseModule):
             act_cfg=act_cfg,
             norm_cfg=norm_cfg,
             with_cp=with_cp,
+            ffn=ffn,
+            layer_scale=layer_scale,
         )
         self.ln1 = build_norm_layer(norm_cfg, embed_dims)[1] if final_norm else nn.Identity()
 
-        if 'all' not in frozen_exclude:
-            for name, param in self.named_parameters():
-                param.requires_grad_(any(kept in name for kept in frozen_exclude))
+        self._freeze_except(frozen_exclude)
         self.register_load_state_dict_pre_hook(_fit_checkpoint)
         self.register_state_dict_post_hook(_note_grid)
 
-    def _declare_prefix_tokens(self) -> list[PrefixToken]:
-        """List the tokens in front of the patches; those with a position come first."""
-        return [PrefixToken('cls_token')] + ([PrefixToken('dist_token')] if self.with_dist_token else [])
+    def _freeze_except(self, names: Sequence[str]) -> None:
+        if isinstance(names, str):
+            raise TypeError(f'frozen_exclude={names!r}; expected a list of names')
+        if 'all' not in names:
+            for name, param in self.named_parameters():
+                param.requires_grad_(any(kept in name for kept in names))
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...] | tuple[list[Tensor], ...]:
         """Encode a batch of images.
@@ -232,12 +274,13 @@ class SegmenterViT(BaseModule):
         """
         patches, grid = self.patch_embed(inputs)
         x = self._add_tokens(patches, grid)
-        rope = self._rope(grid)
+        rope = self.rope_embed(grid) if self.rope_embed is not None else None
         outs = [self._output(x, grid)] if self.out_origin else []
         for i in range(self.num_layers):
             x = self._run_block(i, x, grid, rope)
             if i in self.out_indices:
-                outs.append(self._output(x, grid))
+                normed = self.norm_outputs and i < self.num_layers - 1  # the last block's output has its norm
+                outs.append(self._output(self.ln1(x) if normed else x, grid))
         return tuple(outs)
 
     def _add_tokens(self, patches_BNC: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -245,7 +288,7 @@ class SegmenterViT(BaseModule):
         batch_size = patches_BNC.shape[0]  # len() would be a constant for torch.export
         x = torch.cat((*self._expanded_tokens(batch_size, has_position=True), patches_BNC), dim=1)
         if self.pos_embed is not None:
-            x = x + resize_pos_embed(self.pos_embed, self.grid, grid, self.interpolate_mode, self.num_pos_prefix_tokens)
+            x = x + self.resized_pos_embed(self.pos_embed, self.grid, grid)
         x = self.drop_after_pos(x)
         without_position = self._expanded_tokens(batch_size, has_position=False)
         if without_position:
@@ -260,9 +303,17 @@ class SegmenterViT(BaseModule):
         tokens = [token.name for token in self.prefix_tokens if token.has_position is has_position]
         return [getattr(self, name).expand(batch_size, -1, -1) for name in tokens]
 
-    def _rope(self, grid: tuple[int, int]) -> Rope | None:
-        """Return the rotary position embedding of a grid; None, as these ViTs have none."""
-        return None
+    def resized_pos_embed(self, pos_embed: Tensor, src_hw: tuple[int, int], dst_hw: tuple[int, int]) -> Tensor:
+        """Resize a position embedding with the options of this model, as :func:`resize_pos_embed`."""
+        return resize_pos_embed(
+            pos_embed,
+            src_hw,
+            dst_hw,
+            self.interpolate_mode,
+            self.num_pos_prefix_tokens,
+            self.interpolate_offset,
+            self.interpolate_antialias,
+        )
 
     def _run_block(
         self, i: int, x_BNC: Tensor, grid: tuple[int, int], rope: Rope | None, attn_mask: Tensor | None = None
@@ -335,7 +386,7 @@ class SegmenterViT(BaseModule):
             grid = getattr(source, '_metadata', {}).get(prefix[:-1], {}).get(_GRID_KEY)
             # Files that do not say are of pretraining, on square images; a grid of another shape can have as many
             # patches.
-            grid = grid or square_grid(pos_embed.shape[1] - (2 if 'dist_token' in state else 1))
+            grid = grid or square_grid(pos_embed.shape[1] - self.num_pos_prefix_tokens)
             state._metadata = {'': {_GRID_KEY: grid}} if grid else {}  # type: ignore[attr-defined]
         try:
             missing, unexpected = self.load_state_dict(state, strict=False)
@@ -399,17 +450,17 @@ def _fit_pos_embed(
         raise UserError(f'the checkpoint has {found} {prefix}dist_token; set with_dist_token={set_to} in the backbone')
     num_rows, num_prefix, (h, w) = state_dict[key].shape[1], module.num_pos_prefix_tokens, module.grid
     num_patches = num_rows - num_prefix
+    has_row = module.prefix_tokens[0].has_position
+    other = num_patches + (1 if has_row else -1)  # patches, if the checkpoint has the other cls_pos_embed
     src_hw = local_metadata.get(_GRID_KEY)
-    if src_hw is None:
-        square = square_grid(num_rows)
-        if num_prefix and square and square_grid(num_patches) is None:
-            raise UserError(
-                f'{key} has {num_rows} rows, a {square[0]}x{square[1]} grid without rows for the prefix tokens; '
-                f'expected {num_prefix} row(s) for them and those of the grid. Prepend {num_prefix} row(s) of zeros if '
-                'these tokens have no position embedding'
-            )
+    if src_hw is None and (square_grid(num_patches) or not square_grid(other)):
         src_hw = module.grid if num_patches == h * w else square_grid(num_patches)
-    if src_hw is None:
+    if src_hw is None or num_patches != src_hw[0] * src_hw[1]:
+        if square_grid(other) or (src_hw and other == src_hw[0] * src_hw[1]):
+            raise UserError(
+                f'{key} has {num_rows} rows: {other} for the patches, and {"none" if has_row else "one"} for the class '
+                f'token. Set cls_pos_embed={not has_row} in the backbone'
+            )
         raise UserError(
             f'{key} has {num_patches} patch rows; expected those of the {h}x{w} grid of '
             f'img_size={tuple(module.img_size)} or of a square grid. Set img_size to the size it was trained with'
@@ -417,7 +468,7 @@ def _fit_pos_embed(
     src_hw = (int(src_hw[0]), int(src_hw[1]))
     if src_hw != module.grid:
         print_log(f'resizing {key} from {src_hw[0]}x{src_hw[1]} to {h}x{w}', 'current')
-        state_dict[key] = resize_pos_embed(state_dict[key], src_hw, module.grid, module.interpolate_mode, num_prefix)
+        state_dict[key] = module.resized_pos_embed(state_dict[key], src_hw, module.grid)
 
 
 def _note_grid(module: SegmenterViT, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
@@ -433,6 +484,16 @@ def _foreign_checkpoint_message(path: str, prefix: str, keys: list[str]) -> str:
     if found and any(key.startswith(f'{found}layers.') for key in keys):
         return f'{message} Add prefix={found!r} to init_cfg'
     return f'{message} Convert it to the mmseg layout first'
+
+
+def _prefix_tokens(cls_pos_embed: bool, with_dist_token: bool, num_registers: int) -> list[PrefixToken]:
+    """List the tokens in front of the patches: the class token first, and those with a position before the others."""
+    tokens = [PrefixToken('cls_token', has_position=cls_pos_embed)]
+    if with_dist_token:
+        tokens.append(PrefixToken('dist_token', has_position=cls_pos_embed))
+    if num_registers:
+        tokens.append(PrefixToken('register_tokens', num_registers, has_position=False))
+    return tokens
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:

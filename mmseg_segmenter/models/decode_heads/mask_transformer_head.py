@@ -92,9 +92,9 @@ class SegmenterMaskTransformerHead(TiledLossHead):
         self.layers = transformer_blocks(
             num_layers,
             drop_path_rate,
-            embed_dims,
-            mlp_ratio,
+            embed_dims=embed_dims,
             num_heads=num_heads,
+            feedforward_channels=int(mlp_ratio * embed_dims),
             drop_rate=drop_rate,
             attn_drop_rate=attn_drop_rate,
             num_fcs=num_fcs,

@@ -4,17 +4,19 @@ from .attention import SelfAttention
 from .block import TransformerBlock
 from .build import drop_path_rates, init_transformer_weights, transformer_block, transformer_blocks
 from .cpu_linear import Linear
-from .feed_forward import FeedForward
+from .feed_forward import FeedForward, SwiGLU
 from .packed_attention import PackedSelfAttention
 from .position import resize_pos_embed, square_grid
-from .rope import Rope, apply_rope
+from .rope import Rope, RotaryEmbedding, apply_rope
 
 __all__ = [
     'FeedForward',
     'Linear',
     'PackedSelfAttention',
     'Rope',
+    'RotaryEmbedding',
     'SelfAttention',
+    'SwiGLU',
     'TransformerBlock',
     'apply_rope',
     'drop_path_rates',

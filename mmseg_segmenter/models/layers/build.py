@@ -3,11 +3,13 @@
 from typing import Any
 
 from mmcv.cnn import build_norm_layer
+from mmcv.cnn.bricks.scale import LayerScale
 from torch import nn
 
+from ...errors import UserError
 from .attention import SelfAttention
 from .block import TransformerBlock
-from .feed_forward import FeedForward
+from .feed_forward import FeedForward, SwiGLU
 from .packed_attention import PackedSelfAttention
 
 
@@ -23,6 +25,8 @@ def transformer_block(
     act_cfg: dict[str, Any] | None = None,
     norm_cfg: dict[str, Any] | None = None,
     with_cp: bool = False,
+    ffn: str = 'mlp',
+    layer_scale: float | None = None,
 ) -> TransformerBlock:
     """Build the block of a ViT.
 
@@ -38,33 +42,42 @@ def transformer_block(
         act_cfg: activation, default exact (erf) GELU.
         norm_cfg: norm, default LayerNorm with eps 1e-5.
         with_cp: recompute activations in the backward pass to save memory.
+        ffn: ``'mlp'`` or ``'swiglu'``. SwiGLU has no ``num_fcs`` and ``act_cfg``.
+        layer_scale: initial value of a learned factor per channel at the end
+            of each branch, default none.
+
+    Raises:
+        UserError: ``ffn`` is not known.
     """
     norm_cfg = norm_cfg or dict(type='LN')
+    if ffn not in ('mlp', 'swiglu'):
+        raise UserError(f"ffn={ffn!r}; expected 'mlp' or 'swiglu'")
+    if ffn == 'mlp':
+        feed_forward: nn.Module = FeedForward(embed_dims, feedforward_channels, num_fcs, drop_rate, act_cfg)
+    else:
+        feed_forward = SwiGLU(embed_dims, feedforward_channels, drop_rate)
     return TransformerBlock(
         ln1=build_norm_layer(norm_cfg, embed_dims)[1],
         attn=SelfAttention(embed_dims, num_heads, attn_drop_rate, drop_rate, qkv_bias),
         ln2=build_norm_layer(norm_cfg, embed_dims)[1],
-        ffn=FeedForward(embed_dims, feedforward_channels, num_fcs, drop_rate, act_cfg),
+        ffn=feed_forward,
+        ls1=LayerScale(embed_dims, scale=layer_scale) if layer_scale is not None else None,
+        ls2=LayerScale(embed_dims, scale=layer_scale) if layer_scale is not None else None,
         drop_path_rate=drop_path_rate,
         with_cp=with_cp,
     )
 
 
-def transformer_blocks(
-    num_layers: int, drop_path_rate: float, embed_dims: int, mlp_ratio: float, **kwargs: Any
-) -> nn.ModuleList:
+def transformer_blocks(num_layers: int, drop_path_rate: float, **kwargs: Any) -> nn.ModuleList:
     """Build a stack of blocks with linearly increasing stochastic depth.
 
     Args:
         num_layers: number of blocks.
         drop_path_rate: stochastic depth of the last block.
-        embed_dims: width C of the tokens.
-        mlp_ratio: hidden width of the feed-forward networks divided by C.
         kwargs: other arguments of :func:`transformer_block`.
     """
     return nn.ModuleList(
-        transformer_block(embed_dims, feedforward_channels=int(mlp_ratio * embed_dims), drop_path_rate=rate, **kwargs)
-        for rate in drop_path_rates(drop_path_rate, num_layers)
+        transformer_block(drop_path_rate=rate, **kwargs) for rate in drop_path_rates(drop_path_rate, num_layers)
     )
 
 

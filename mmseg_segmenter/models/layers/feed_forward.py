@@ -1,8 +1,9 @@
-"""Feed-forward network of a transformer block."""
+"""Feed-forward networks of a transformer block."""
 
 import itertools
 from typing import Any
 
+import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer
 from torch import Tensor, nn
 
@@ -49,3 +50,27 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BNC: Tensor) -> Tensor:
         return self.layers(x_BNC)
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward network of DINOv2-g and the larger DINOv3 models.
+
+    ``w3(silu(a) * b)``, where ``a`` and ``b`` are the two halves of ``w12(x)``.
+    The keys are those of DINOv2. Source: GLU Variants Improve Transformer
+    (arXiv 2002.05202).
+
+    Args:
+        embed_dims: width C of the tokens.
+        feedforward_channels: width of each half.
+        drop_rate: dropout after each linear layer.
+    """
+
+    def __init__(self, embed_dims: int, feedforward_channels: int, drop_rate: float = 0.0) -> None:
+        super().__init__()
+        self.w12 = Linear(embed_dims, 2 * feedforward_channels)
+        self.w3 = Linear(feedforward_channels, embed_dims)
+        self.drop = nn.Dropout(drop_rate)
+
+    def forward(self, x_BNC: Tensor) -> Tensor:
+        gate, value = self.w12(x_BNC).chunk(2, dim=-1)
+        return self.drop(self.w3(self.drop(F.silu(gate) * value)))

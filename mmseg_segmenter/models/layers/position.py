@@ -23,6 +23,8 @@ def resize_pos_embed(
     dst_hw: Grid,
     mode: str = 'bicubic',
     num_prefix_tokens: int = 1,
+    offset: float = 0.0,
+    antialias: bool = False,
 ) -> Tensor:
     """Resize the position embedding of the patches to another grid.
 
@@ -38,6 +40,9 @@ def resize_pos_embed(
         mode: ``'bicubic'`` (mmseg, timm) or ``'bilinear'`` (official
             Segmenter), both with ``align_corners=False``.
         num_prefix_tokens: number of rows in front of those of the patches.
+        offset: added to h' and w' in the scale of the interpolation, but not
+            in the size of the result. DINOv2 without registers uses 0.1.
+        antialias: filter when the grid becomes smaller.
 
     Returns:
         (1, num_prefix_tokens + h' * w', C) in the dtype of ``pos_embed``.
@@ -58,6 +63,10 @@ def resize_pos_embed(
     prefix, grid = pos_embed[:, :num_prefix_tokens], pos_embed[:, num_prefix_tokens:]
     dtype = grid.dtype if grid.dtype in (torch.float32, torch.float64) else torch.float32
     grid = grid.reshape(1, *src_hw, -1).permute(0, 3, 1, 2).to(dtype)  # (1, C, h, w)
-    grid = F.interpolate(grid, size=dst_hw, mode=mode, align_corners=False)
+    if offset:
+        scales = tuple((dst + offset) / src for dst, src in zip(dst_hw, src_hw, strict=True))
+        grid = F.interpolate(grid, scale_factor=scales, mode=mode, align_corners=False, antialias=antialias)
+    else:
+        grid = F.interpolate(grid, size=dst_hw, mode=mode, align_corners=False, antialias=antialias)
     grid = grid.flatten(2).transpose(1, 2).to(pos_embed.dtype)  # (1, h' * w', C)
     return torch.cat((prefix, grid), dim=1)
