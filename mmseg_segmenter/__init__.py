@@ -8,8 +8,8 @@ Importing it changes the following for the whole process:
 - Classes are registered in mmseg's ``MODELS``, ``TRANSFORMS``, ``METRICS`` and
   ``HOOKS`` and in mmengine's ``OPTIM_WRAPPERS`` and
   ``OPTIM_WRAPPER_CONSTRUCTORS``.
-  ``SegmenterMaskTransformerHead`` and ``SegTTAModel`` replace mmseg's classes
-  of the same name. (:mod:`mmseg_segmenter.drop_in`, which has to be imported
+  ``SegmenterMaskTransformerHead``, ``SegTTAModel`` and ``CrossEntropyLoss``
+  replace mmseg's classes of the same name; the last one only adds an option. (:mod:`mmseg_segmenter.drop_in`, which has to be imported
   explicitly, replaces two more.)
 - mmengine's ``CheckpointLoader`` reads local files, ``http://``, ``https://``
   and ``augreg://`` with this package (:mod:`.checkpoints.schemes`).

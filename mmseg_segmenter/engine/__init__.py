@@ -1,5 +1,6 @@
 """From a config to a run: options, checks before the work, precision, processes, hooks."""
 
+from .averages import AverageLogHook, LabelledPixelsHook
 from .checks import check_datasets, check_weights, datasets, find_checkpoint, registry_errors
 from .config import (
     check_tta,
@@ -19,6 +20,8 @@ from .hooks import RequireAllWeightsHook
 from .precision import enable_amp, enable_test_amp
 
 __all__ = [
+    'AverageLogHook',
+    'LabelledPixelsHook',
     'RequireAllWeightsHook',
     'check_datasets',
     'check_tta',

@@ -1,6 +1,7 @@
 """Run training or testing in one or several processes, also without a GPU."""
 
 import gc
+from datetime import timedelta
 from typing import Literal
 
 import torch.distributed as dist
@@ -10,6 +11,7 @@ from mmengine.runner import Runner
 from mmseg.registry import RUNNERS
 
 from ..compat import hidden_if_broken
+from .averages import AverageLogHook, LabelledPixelsHook
 from .checks import check_optimizer, check_run, registry_errors
 from .hooks import RequireAllWeightsHook
 from .precision import compile_parts
@@ -27,7 +29,8 @@ def _use_cpu_group(cfg: Config) -> None:
     if cfg.launcher != 'pytorch' or get_device() != 'cpu':
         return
     if not dist.is_initialized():
-        dist.init_process_group('gloo')
+        seconds = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
+        dist.init_process_group('gloo', timeout=None if seconds is None else timedelta(seconds=seconds))
     wrapper = dict(
         type='MMDistributedDataParallel',
         broadcast_buffers=False,
@@ -64,8 +67,12 @@ def run(
     # The runner imports torchvision to log its version.
     with hidden_if_broken('torchvision'), registry_errors(cfg):
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        # Hooks that any config needs. They are not in the config, which is kept in the work dir.
         if action == 'test' and not allow_partial:
-            runner.register_hook(RequireAllWeightsHook())  # not in the config, which is kept in the work dir
+            runner.register_hook(RequireAllWeightsHook())
+        for hook in (AverageLogHook, LabelledPixelsHook) if action == 'train' else ():
+            if not any(isinstance(other, hook) for other in runner.hooks):
+                runner.register_hook(hook())
         if compile_model:
             compile_parts(runner.model)
         getattr(runner, action)()

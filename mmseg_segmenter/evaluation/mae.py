@@ -1,5 +1,6 @@
 """Mean absolute error of binary segmentation."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,10 +55,12 @@ class MAEMetric(BaseMetric):
             probability = logits[0] if len(logits) == 1 else torch.softmax(logits.float(), dim=0)[1]  # (H, W)
             label = sample['gt_sem_seg']['data'].squeeze(0).to(probability.device)  # (H, W)
             valid = label != self.ignore_index
-            if valid.any():
-                error = (probability - (label == 1).to(probability)).abs()[valid]
-                self.results.append(error.double().mean().item())
+            error = (probability - (label == 1).to(probability)).abs()[valid]
+            # One result per image, NaN included: with several processes, mmengine drops the results of images that
+            # fill up the last batches by counting.
+            self.results.append(error.double().mean().item())
 
     def compute_metrics(self, results: list[float]) -> dict[str, float]:
         """Return the mean over images, NaN if no image has a labelled pixel."""
-        return dict(MAE=round(sum(results) / len(results), 4) if results else float('nan'))
+        known = [error for error in results if not math.isnan(error)]
+        return dict(MAE=round(sum(known) / len(known), 4) if known else float('nan'))

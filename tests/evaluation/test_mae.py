@@ -34,6 +34,14 @@ def test_an_image_without_labels_does_not_count():
     assert score(sample(torch.zeros(2, 2, 2), label), unlabelled) == 0.5
 
 
+def test_several_processes_can_be_merged():
+    """mmengine interleaves the results of processes and cuts them at the number of images: one result per image."""
+    metric = METRICS.build(dict(type='MAEMetric'))
+    unlabelled = sample(torch.zeros(2, 2, 2), torch.full((1, 2, 2), 255))
+    metric.process({}, [unlabelled, unlabelled])
+    assert len(metric.results) == 2
+
+
 def test_wrong_input():
     label = torch.zeros(1, 2, 2, dtype=torch.long)
     with pytest.raises(ValueError, match=r'set model\.test_cfg\.return_logits=True'):

@@ -4,12 +4,12 @@ from typing import Any
 
 import torch
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-from mmseg.models.losses import CrossEntropyLoss
+from mmseg.models.losses import CrossEntropyLoss as MMSegCrossEntropyLoss
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
 from ...errors import UserError
-from ..losses import upsampled_cross_entropy
+from ..losses import CrossEntropyLoss, sum_of_weights, upsampled_cross_entropy
 
 
 def check_num_classes(head: str, kwargs: dict[str, Any]) -> None:
@@ -89,8 +89,10 @@ class TiledLossHead(BaseDecodeHead):
         loss, correct = upsampled_cross_entropy(seg_logits, labels, weight, self.ignore_index, self.align_corners)
         valid = labels != self.ignore_index
         eps = torch.finfo(torch.float32).eps
-        if criterion.reduction == 'mean':
-            loss = loss / (_sum_of_weights(labels, valid, weight, criterion.avg_non_ignore).to(loss) + eps)
+        if getattr(criterion, 'avg_over', 'process') == 'all':
+            loss = loss / (criterion.shared_avg_factor() + eps)
+        elif criterion.reduction == 'mean':
+            loss = loss / (sum_of_weights(labels, valid, weight, criterion.avg_non_ignore).to(loss) + eps)
         # A tensor: with a number, torch would multiply by the reciprocal and round differently from mmseg.
         hundred = torch.full_like(correct, 100, dtype=torch.float32)
         accuracy = (correct.float() + eps) * (hundred / (valid.sum().float() + eps))
@@ -99,22 +101,8 @@ class TiledLossHead(BaseDecodeHead):
 
 def _is_plain_cross_entropy(criterion: torch.nn.Module) -> bool:
     return (
-        type(criterion) is CrossEntropyLoss
+        type(criterion) in (CrossEntropyLoss, MMSegCrossEntropyLoss)
         and not criterion.use_sigmoid
         and not criterion.use_mask
         and criterion.reduction in ('mean', 'sum')
     )
-
-
-def _sum_of_weights(labels: Tensor, valid: Tensor, class_weight: Tensor | None, avg_non_ignore: bool) -> Tensor:
-    """Return what the sum of losses is divided by: the number of pixels, of valid pixels, or their class weights.
-
-    A pixel with an ignored label that is not a class has weight 0 (mmseg fails
-    on it).
-    """
-    if class_weight is None:
-        return (valid if avg_non_ignore else torch.ones_like(valid)).sum()
-    counted = (labels >= 0) & (labels < len(class_weight))
-    if avg_non_ignore:
-        counted &= valid
-    return (class_weight[labels.where(counted, 0)] * counted).sum()
