@@ -14,8 +14,8 @@ LAYERS = [
     ['engine'],
     ['visualization'],
     ['datasets', 'evaluation'],
-    ['analysis'],
     ['apis'],
+    ['analysis'],
     ['drop_in', '__init__'],
 ]
 MODEL_LAYERS = [

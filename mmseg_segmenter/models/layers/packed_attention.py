@@ -57,12 +57,22 @@ class PackedSelfAttention(nn.Module):
             (B, N, C).
         """
         B, N, C = x_BNC.shape
-        qkv = cpu_linear(x_BNC, self.in_proj_weight, self.in_proj_bias)  # (B, N, 3 * C)
-        qkv = qkv.view(B, N, 3, self.num_heads, C // self.num_heads)
-        qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, B, H, N, d)
-        q, k, v = qkv.unbind(0)
-        if rope is not None:
-            q, k = apply_rope(qkv[:2], rope).unbind(0)
+        q, k, v = self.heads(x_BNC, rope)
         dropout_p = self.attn_drop_rate if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout_p)
         return self.out_proj(x.transpose(1, 2).reshape(B, N, C))
+
+    def heads(self, x_BNC: Tensor, rope: Rope | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values, each (B, H, N, d).
+
+        Args:
+            x_BNC: (B, N, C) tokens.
+            rope: as :meth:`forward`; it rotates queries and keys.
+        """
+        B, N, C = x_BNC.shape
+        qkv = cpu_linear(x_BNC, self.in_proj_weight, self.in_proj_bias)  # (B, N, 3 * C)
+        qkv = qkv.view(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)  # (3, B, H, N, d)
+        q, k, v = qkv.unbind(0)
+        if rope is not None:
+            q, k = apply_rope(qkv[:2], rope).unbind(0)
+        return q, k, v
