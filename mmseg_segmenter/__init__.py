@@ -9,8 +9,9 @@ Importing it changes the following for the whole process:
   ``HOOKS`` and in mmengine's ``OPTIM_WRAPPERS`` and
   ``OPTIM_WRAPPER_CONSTRUCTORS``.
   ``SegmenterMaskTransformerHead``, ``SegTTAModel`` and ``CrossEntropyLoss``
-  replace mmseg's classes of the same name; the last one only adds an option. (:mod:`mmseg_segmenter.drop_in`, which has to be imported
-  explicitly, replaces two more.)
+  replace mmseg's classes of the same name; the last one only adds an option.
+  (:mod:`mmseg_segmenter.drop_in`, which has to be imported explicitly,
+  replaces two more.)
 - mmengine's ``CheckpointLoader`` reads local files, ``http://``, ``https://``
   and ``augreg://`` with this package (:mod:`.checkpoints.schemes`).
 - ``torch.serialization`` accepts the classes that checkpoints of mmengine
