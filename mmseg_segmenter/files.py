@@ -12,6 +12,9 @@ import torch
 
 from .errors import ExistingFileError, FileAccessError, NotAFileError, UserError
 
+# Ends the names of files that are being written. They begin with a dot.
+PART = '.part'
+
 
 def refuse_existing(path: str, force: bool) -> None:
     """Raise an error if a destination is not free.
@@ -147,13 +150,45 @@ def replace_file(path: str, write: Callable[[str], None]) -> None:
     write_atomically(folder, {name: write}, force=True)
 
 
+def replace_durably(path: str, content: bytes) -> None:
+    """Write one file so that after a crash of the program or the machine there is the old one or the new one, whole.
+
+    Args:
+        path: the file; its folder is made.
+        content: of the new file.
+
+    Raises:
+        FileAccessError: cannot write there; nothing is left behind, and an existing file stays.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    part = os.path.join(folder, f'.{name}{PART}')
+    with _cannot_write(path):
+        os.makedirs(folder, exist_ok=True)
+        try:
+            with open(part, 'wb') as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(part)
+            raise
+        if os.name == 'posix':  # elsewhere folders cannot be opened
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
 @contextmanager
 def _staging(folder: str, names: str) -> Iterator[str]:
     """Make a hidden folder in ``folder``, and remove it with its contents in the end."""
     with _cannot_write(names):
         with suppress(FileExistsError):
             os.makedirs(folder or '.')
-        staging = tempfile.mkdtemp(prefix='.mmseg_segmenter.', suffix='.part', dir=folder or '.')
+        staging = tempfile.mkdtemp(prefix='.mmseg_segmenter.', suffix=PART, dir=folder or '.')
     try:
         yield staging
     finally:

@@ -9,7 +9,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Train a segmentor')
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config name>)')
-    parser.add_argument('--resume', action='store_true', help='continue from the last checkpoint in the work dir')
+    resume = parser.add_mutually_exclusive_group()
+    resume.add_argument('--resume', action='store_true', help='continue from the last checkpoint in the work dir')
+    resume.add_argument('--auto-resume', action='store_true', help='continue if there is a checkpoint, otherwise start')
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument('--amp-dtype', choices=['fp16', 'bf16'], help='default: fp16 on a GPU, bf16 on a CPU')
     parser.add_argument('--compile', action='store_true', help='compile backbone and head (torch.compile)')
@@ -31,7 +33,7 @@ def main() -> None:
 
     with errors_in_one_line():
         cfg = engine.load_config(args.config, args.work_dir, args.cfg_options, args.launcher)
-        cfg.resume = args.resume or cfg.get('resume', False)
+        cfg.resume = 'auto' if args.auto_resume else args.resume or cfg.get('resume', False)
         if args.amp:
             engine.enable_amp(cfg, args.amp_dtype)
         engine.check_datasets(cfg, ('train_dataloader', 'val_dataloader'))

@@ -1,6 +1,7 @@
 """From a config to a run: options, checks before the work, precision, processes, hooks."""
 
 from .averages import AverageLogHook, LabelledPixelsHook
+from .checkpoint_hook import SegmenterCheckpointHook
 from .checks import check_datasets, check_weights, datasets, find_checkpoint, registry_errors
 from .config import (
     check_tta,
@@ -18,12 +19,17 @@ from .config import (
 from .distributed import run
 from .hooks import RequireAllWeightsHook
 from .precision import enable_amp, enable_test_amp
+from .preemption import EXIT_CODE
+from .work_dir import check_start, last_checkpoint, lock_work_dir
 
 __all__ = [
+    'EXIT_CODE',
     'AverageLogHook',
     'LabelledPixelsHook',
     'RequireAllWeightsHook',
+    'SegmenterCheckpointHook',
     'check_datasets',
+    'check_start',
     'check_tta',
     'check_weights',
     'data_preprocessor',
@@ -36,8 +42,10 @@ __all__ = [
     'evaluators',
     'find_checkpoint',
     'ignore_index',
+    'last_checkpoint',
     'load_config',
     'loaded_channel_order',
+    'lock_work_dir',
     'parse_options',
     'registry_errors',
     'run',

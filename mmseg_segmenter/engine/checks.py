@@ -14,6 +14,7 @@ from mmseg.registry import DATASETS, OPTIMIZERS
 
 from ..errors import MissingFileError, NotAFileError, UserError
 from ..files import check_folder
+from .work_dir import check_start, lock_work_dir
 
 # The variable that each launcher sets and that mmengine reads first.
 _LAUNCHER_VARIABLES = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_LOCAL_RANK'}
@@ -75,6 +76,27 @@ def check_optimizer(cfg: Config) -> None:
     kind = ((cfg.get('optim_wrapper') or {}).get('optimizer') or {}).get('type')
     if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
         raise UserError(f'{cfg.filename}: optim_wrapper.optimizer.type={kind!r} is not a registered optimizer')
+
+
+def guard_work_dir(cfg: Config) -> None:
+    """Refuse a training whose work dir is in use, or does not fit ``resume``, before anything is written there.
+
+    Args:
+        cfg: whole config.
+
+    Raises:
+        UserError: as :func:`~.work_dir.lock_work_dir` and :func:`~.work_dir.check_start`.
+    """
+    launcher = cfg.get('launcher', 'none')
+    # mmengine reads the rank within the machine from mpi.
+    variable = 'OMPI_COMM_WORLD_RANK' if launcher == 'mpi' else _LAUNCHER_VARIABLES.get(launcher, '')
+    if int(os.environ.get(variable) or 0):
+        return  # not the first process
+    lock_work_dir(cfg.work_dir)
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    if hook.get('out_dir') is None:
+        template = hook.get('filename_tmpl') or ('epoch_{}.pth' if hook.get('by_epoch', True) else 'iter_{}.pth')
+        check_start(cfg.work_dir, cfg.get('resume'), cfg.get('load_from'), template=template)
 
 
 def find_checkpoint(path: str) -> str:

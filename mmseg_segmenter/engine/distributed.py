@@ -12,9 +12,10 @@ from mmseg.registry import RUNNERS
 
 from ..compat import hidden_if_broken
 from .averages import AverageLogHook, LabelledPixelsHook
-from .checks import check_optimizer, check_run, registry_errors
+from .checks import check_optimizer, check_run, guard_work_dir, registry_errors
 from .hooks import RequireAllWeightsHook
 from .precision import compile_parts
+from .work_dir import unlock_work_dir
 
 
 def _use_cpu_group(cfg: Config) -> None:
@@ -56,13 +57,16 @@ def run(
         allow_partial: test a model even if the checkpoint has too few tensors for it, or of other shapes.
 
     Raises:
-        UserError: as :func:`~.checks.check_run`, :func:`~.checks.check_optimizer`,
-            :func:`~.checks.registry_errors` and :class:`~.hooks.RequireAllWeightsHook`.
+        UserError: as :func:`~.checks.check_run`, :func:`~.checks.check_optimizer`, :func:`~.checks.guard_work_dir`,
+            :func:`~.checks.registry_errors`, :class:`~.checkpoint_hook.SegmenterCheckpointHook` and
+            :class:`~.hooks.RequireAllWeightsHook`.
         FileAccessError: as :func:`~.checks.check_run`.
+        SystemExit: with code 75, a signal has stopped the training.
     """
     check_run(cfg)
     if action == 'train':
         check_optimizer(cfg)
+        guard_work_dir(cfg)
     _use_cpu_group(cfg)
     # The runner imports torchvision to log its version.
     with hidden_if_broken('torchvision'), registry_errors(cfg):
@@ -75,9 +79,16 @@ def run(
                 runner.register_hook(hook())
         if compile_model:
             compile_parts(runner.model)
-        getattr(runner, action)()
+        code = None
+        try:
+            getattr(runner, action)()
+        except SystemExit as stopped:  # all processes have saved and stop, see SegmenterCheckpointHook
+            code = stopped.code
     if dist.is_initialized():
         dist.barrier()  # another process may still be reading from this one
         dist.destroy_process_group()
         del runner
         gc.collect()
+    unlock_work_dir(cfg.work_dir)
+    if code is not None:
+        raise SystemExit(code)

@@ -6,4 +6,7 @@ optim_wrapper = dict(
     optimizer=dict(lr=1e-2, weight_decay=0.0),
     paramwise_cfg=dict(custom_keys=dict(head=dict(lr_mult=10.0))),
 )
-default_hooks = dict(visualization=dict(type='SegmenterVisualizationHook'))
+default_hooks = dict(
+    checkpoint=dict(type='SegmenterCheckpointHook'),
+    visualization=dict(type='SegmenterVisualizationHook'),
+)
