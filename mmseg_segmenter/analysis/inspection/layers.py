@@ -34,6 +34,7 @@ class AttentionInput(NamedTuple):
     rope: Rope | None = None
     attn_mask: Tensor | None = None
 
+    @torch.no_grad()
     def weights(self, query: Query = None) -> Tensor:
         """Return softmax(q k^T / sqrt(d)), computed in float32 or wider.
 
