@@ -118,7 +118,20 @@ def start(
     Returns:
         The process ID.
     """
-    log = log or work_dir.with_suffix('.log')
+    changes = {key.replace('__', '.'): value for key, value in options.items()}
+    return fork(lambda: _train(config, work_dir, changes, prepare), log or work_dir.with_suffix('.log'))
+
+
+def fork(function: Callable[[], None], log: Path) -> int:
+    """Call a function in a forked process, with errors as those of our tools.
+
+    Args:
+        function: to call.
+        log: file that its output is appended to.
+
+    Returns:
+        The process ID, which is also the ID of a new process group.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -133,7 +146,7 @@ def start(
         sys.stdout, sys.stderr = (os.fdopen(i, 'w', buffering=1, closefd=False) for i in (1, 2))  # not pytest's
         sys.argv = ['train.py']
         with errors_in_one_line():
-            _train(config, work_dir, {key.replace('__', '.'): value for key, value in options.items()}, prepare)
+            function()
         code = 0
     except SystemExit as error:
         if isinstance(error.code, str):

@@ -13,7 +13,7 @@ from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.runner import BaseLoop, Runner
 from mmseg.registry import HOOKS
 
-from ..errors import FileAccessError
+from ..errors import FileAccessError, UserError
 from ..files import PART, replace_durably
 from .preemption import EXIT_CODE, StopSignals
 from .random_state import random_state, set_random_state
@@ -131,9 +131,19 @@ class SegmenterCheckpointHook(CheckpointHook):
         runner._load_from = found[0] or runner._load_from
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Take what the hook had added to a checkpoint."""
+        """Take what the hook had added to a checkpoint.
+
+        Raises:
+            UserError: the checkpoint to continue from has weights only.
+        """
         addition = checkpoint.pop(KEY, None)
         if runner._resume:
+            if 'optimizer' not in checkpoint or 'iter' not in checkpoint.get('meta', {}):
+                raise UserError(
+                    f'--resume: load_from={runner._load_from} has weights only, a training cannot continue from it; '
+                    'leave out --resume to start from these weights, or use --auto-resume to do so unless the work dir '
+                    'has a checkpoint'
+                )
             self._resumed = addition
             if addition is None:
                 runner.logger.warning(
