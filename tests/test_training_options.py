@@ -134,6 +134,7 @@ DICE = block('Losses', 2)
 LOVASZ = block('Losses', 3)
 CHECKPOINTING = block('Memory and speed')
 CHANNELS_LAST = block('Memory and speed', 1)
+RESUME = block('Resume')
 
 
 def test_no_block_of_the_document_is_left_out():
@@ -150,6 +151,15 @@ def test_best_checkpoint(train, tmp_path):
     assert runner.message_hub.get_info('best_score') == by_iter[best]
     stopped = train(BEST, work_dir='run', resume=True, **{'train_cfg.max_iters': 8, 'optim_wrapper.optimizer.lr': 0.0})
     assert stopped.message_hub.get_info('best_score') == max(by_iter[best], *scalars(stopped, 'mIoU'))
+
+
+def test_checkpoints_to_resume_from(train, tmp_path):
+    """What a resume does with them is in test_resume.py."""
+    plain = "default_hooks = dict(checkpoint=dict(type='CheckpointHook'))"
+    for block, name in ((plain, 'plain'), (f'{plain}\n{RESUME}', 'exact')):
+        train(block, work_dir=name, **{'train_cfg.max_iters': 8})
+        assert ('exact_resume' in torch.load(tmp_path / name / 'iter_8.pth')) == (name == 'exact')
+    assert {path.name for path in (tmp_path / 'exact').glob('iter_*')} == {'iter_4.pth', 'iter_6.pth', 'iter_8.pth'}
 
 
 def test_early_stopping(train):
