@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).parent.parent / 'mmseg_segmenter'
 # From the bottom to the top. A part may import the parts of earlier lines.
 LAYERS = [
     ['errors', '__version__'],
-    ['files', 'labels', 'tables', 'command_line', 'compat'],
+    ['files', 'labels', 'names', 'tables', 'command_line', 'compat'],
     ['models'],
     ['checkpoints'],
     ['engine'],

@@ -1,11 +1,9 @@
 """From what a user names on a command line to a list of tasks with unique names."""
 
 import glob
-import hashlib
 import itertools
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -13,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 from PIL import Image
 
 from ..errors import MissingFileError, UserError
+from ..names import path_parts, unique_names
 from .images import no_pillow_limit
 from .storage import file_system, is_uri, read_bytes
 
@@ -98,7 +97,8 @@ def find_tasks(
                 found.setdefault(identity(source.path), source)
     for source in _below_common_folder(files):
         found.setdefault(identity(source.path), source)
-    names = _unique_names(list(found.values()), known or {})
+    kept = {identity(source): name for source, name in (known or {}).items()}
+    names = unique_names({key: source.parts for key, source in found.items()}, kept)
     return [
         Task(source.path, name, _kind(source.path, raster)) for source, name in zip(found.values(), names, strict=True)
     ]
@@ -130,7 +130,7 @@ def _search(path: str, exclude: str | None) -> list[_Source] | None:
         return _search_uri(path)
     path = os.path.expanduser(path)
     if os.path.isdir(path):
-        found = [_Source(file, _parts(os.path.relpath(file, path))) for file in _walk(path, exclude)]
+        found = [_Source(file, path_parts(os.path.relpath(file, path))) for file in _walk(path, exclude)]
         if not found:
             raise UserError(f'{path} has no images (searched in sub-folders too)')
         return found
@@ -144,7 +144,7 @@ def _search(path: str, exclude: str | None) -> list[_Source] | None:
         files = _walk(match, exclude) if os.path.isdir(match) else [match]
         if exclude and os.path.realpath(match).startswith(os.path.join(os.path.realpath(exclude), '')):
             continue
-        found += [_Source(file, _parts(os.path.relpath(file, base or '.'))) for file in files]
+        found += [_Source(file, path_parts(os.path.relpath(file, base or '.'))) for file in files]
     if not found:
         raise MissingFileError(f'no file matches {path} (working directory: {os.getcwd()})')
     return list(dict.fromkeys(found))
@@ -180,7 +180,7 @@ def _search_uri(uri: str) -> list[_Source] | None:
     if not found:
         raise UserError(f'{uri} has no images')
     base = path[: min(path.index(c) for c in '*?[' if c in path)].rpartition('/')[0] if magic else path.rstrip('/')
-    return [_Source(fs.unstrip_protocol(one), _parts(one[len(base) :])) for one in found]
+    return [_Source(fs.unstrip_protocol(one), path_parts(one[len(base) :])) for one in found]
 
 
 def _below_common_folder(files: Sequence[str]) -> Iterator[_Source]:
@@ -204,45 +204,14 @@ def _absolute_parts(path: str) -> tuple[str, ...]:
     """Return the root (drive, or scheme and host) and all folders of a path, and its name."""
     if is_uri(path):
         split = urlsplit(path)
-        return (f'{split.scheme}://{split.netloc}', *_parts(unquote(split.path)))
+        return (f'{split.scheme}://{split.netloc}', *path_parts(unquote(split.path)))
     drive, rest = os.path.splitdrive(os.path.abspath(os.path.expanduser(path)))
-    return (drive, *_parts(rest))
-
-
-def _parts(path: str) -> tuple[str, ...]:
-    return tuple(part for part in path.replace(os.sep, '/').split('/') if part not in ('', '.', '..')) or ('input',)
+    return (drive, *path_parts(rest))
 
 
 def identity(path: str) -> str:
     """Return what is the same for two names of one file: its absolute path, or its URI. Cameras keep their name."""
     return path if is_uri(path) or path.startswith(CAMERA) else os.path.abspath(os.path.expanduser(path))
-
-
-def _unique_names(sources: Sequence[_Source], known: Mapping[str, str]) -> list[str]:
-    """Return names that differ, also where case does not matter."""
-    known = {identity(path): name for path, name in known.items()}
-    kept = [known.pop(identity(source.path), None) for source in sources]
-    taken = Counter(name.casefold() for name in known.values())
-    levels = [0] * len(sources)
-    while True:
-        names = [old or _name(source, level) for old, source, level in zip(kept, sources, levels, strict=True)]
-        count = taken + Counter(name.casefold() for name in names)
-        again = [i for i, name in enumerate(names) if count[name.casefold()] > 1 and kept[i] is None]
-        if not again:
-            return names
-        for i in again:
-            levels[i] += 1
-
-
-def _name(source: _Source, level: int) -> str:
-    """Return the name of results: the stem, at level 1 with the suffix, from level 2 on with a hash."""
-    *folders, file = source.parts
-    stem, suffix = os.path.splitext(file)
-    if level >= 1:
-        stem += suffix
-    if level > 1:
-        stem += f'-{hashlib.sha256(identity(source.path).encode(errors="surrogateescape")).hexdigest()[: 6 * level]}'
-    return '/'.join((*folders, stem))
 
 
 def _kind(path: str, raster: bool | None) -> str:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from mmcv.transforms import Compose, LoadImageFromFile
 from mmengine.config import Config, ConfigDict
@@ -18,6 +17,7 @@ from mmseg.registry import DATASETS, MODELS, TRANSFORMS
 from .. import engine
 from ..errors import MissingFileError, UserError
 from ..models.load_report import check_all_loaded, report_loading
+from ..visualization.palette import default_palette
 from .prediction import Classes
 
 Transform = Callable[[dict[str, Any]], Any]
@@ -132,7 +132,7 @@ def load_weights(model: Any, cfg: Config, checkpoint: str, allow_partial: bool) 
             'the same number'
         )
     palette = meta.get('palette')
-    palette = _default_palette(num_classes) if palette is None else np.array(palette, np.uint8)
+    palette = default_palette(num_classes) if palette is None else np.array(palette, np.uint8)
     if palette.shape != (num_classes, 3):
         raise UserError(f'{checkpoint}: palette of shape {palette.shape}, expected ({num_classes}, 3)')
     return Classes(names, palette)
@@ -143,13 +143,6 @@ def _dataset_meta(cfg: Config) -> dict[str, Any]:
     dataset = _test_dataset(cfg)
     known = getattr(DATASETS.get(dataset['type']), 'METAINFO', {}) if dataset.get('type') else {}
     return {**known, **(dataset.get('metainfo') or {})}
-
-
-def _default_palette(num_classes: int) -> np.ndarray:
-    """Return (K, 3) colours that differ as much as possible from their neighbours: hues by the golden angle."""
-    index = np.arange(num_classes)
-    hsv = np.stack((index * 360 * 0.618034 % 360, 1 - index // 3 % 3 * 0.24, 0.9 - index % 3 * 0.24), axis=1)
-    return (cv2.cvtColor(hsv.astype(np.float32)[None], cv2.COLOR_HSV2RGB)[0] * 255).round().astype(np.uint8)
 
 
 def build_tta(cfg: Config, model: Any) -> Any:

@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader
 
 from ..engine import ignore_index, loaded_channel_order
 from ..errors import UserError
+from ..names import path_parts, unique_names
+from .palette import default_palette
 from .sheet import contact_sheet, fit, prediction_row, resize_labels, save, to_rgb
 
 _WORKERS = min(4, os.cpu_count() or 1)
@@ -293,11 +295,11 @@ def _to_numpy(data: Any) -> np.ndarray:
 
 
 def _classes(meta: dict[str, Any]) -> tuple[Sequence[str], Sequence[Sequence[int]]]:
-    """Return names and colours of the classes of a dataset; numbers and fixed colours if it has none."""
+    """Return names and colours of the classes of a dataset; numbers and :func:`default_palette` if it has none."""
     classes = meta.get('classes') or [f'class {k}' for k in range(256)]
     palette = meta.get('palette')
     if not palette or len(palette) < len(classes):
-        palette = np.random.default_rng(0).integers(0, 256, (len(classes), 3)).tolist()
+        palette = default_palette(len(classes)).tolist()
     return classes, palette
 
 
@@ -339,20 +341,17 @@ def _reader(transform: Any) -> Read:
 
 
 def picture_names(paths: Sequence[str], roots: set[str]) -> dict[str, str]:
-    """Name the pictures of images: by their folders below the root, and their stem, so that no two have one name.
+    """Name the pictures of images by their folders below the root and their stem, see :func:`unique_names`.
 
     Args:
         paths: of the images, all different.
         roots: folders of the datasets. Of several, the folder that contains all is the root.
 
     Returns:
-        Names by path, with ``/`` between the folders. Images that differ in their suffix only keep it.
+        Names by path, with ``/`` between the folders.
     """
     # os.path.commonpath would turn s3:// into s3:/
     root = os.path.commonprefix([f'{root.rstrip("/")}/' for root in roots if root])  # noqa: RUF071
     root = root[: root.rfind('/') + 1]
-    below = {path: path.removeprefix(root).replace(os.sep, '/') for path in paths}
-    parts = {path: [part for part in name.split('/') if part not in ('', '.', '..')] for path, name in below.items()}
-    stems = {path: '/'.join([*folders, os.path.splitext(file)[0]]) for path, (*folders, file) in parts.items()}
-    count = Counter(stem.casefold() for stem in stems.values())
-    return {path: '/'.join(parts[path]) if count[stem.casefold()] > 1 else stem for path, stem in stems.items()}
+    names = unique_names({path: path_parts(path.removeprefix(root)) for path in paths})
+    return dict(zip(paths, names, strict=True))

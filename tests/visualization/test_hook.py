@@ -329,6 +329,8 @@ def test_names():
     assert names('data/img/x.jpg', 'data/img/X.png', 'data/img/y.png') == ['x.jpg', 'X.png', 'y']
     assert names('s3://b/img/x.jpg', roots=['s3://b/img/']) == ['x']
     assert names('s3://b/img/x.jpg', 's3://b/img2/x.jpg', roots=['s3://b/img', 's3://b/img2']) == ['img/x', 'img2/x']
+    one, other = names('data/img/x.jpg', 'data/img/X.jpg')  # they are one file where case does not matter
+    assert one.startswith('x.jpg-') and other.startswith('X.jpg-') and one.casefold() != other.casefold()
     assert names('/other/x.jpg', '../x.jpg') == ['other/x', 'x']  # not below the root, and yet below the folder
 
 
