@@ -99,7 +99,8 @@ def _train(config: Path, work_dir: Path, options: Mapping[str, Any], prepare: Ca
     torch.set_num_threads(1)
     if prepare is not None:
         prepare()
-    cfg = engine.load_config(str(config), str(work_dir), options)
+    launcher = 'pytorch' if 'RANK' in os.environ else 'none'
+    cfg = engine.load_config(str(config), str(work_dir), options, launcher)
     engine.run(cfg, 'train')
 
 
@@ -111,7 +112,7 @@ def start(
     Args:
         config: of :func:`make_config`.
         work_dir: of the run.
-        prepare: called in the process before it trains.
+        prepare: called in the process before it trains. It may set the variables of torchrun.
         log: file that its output is appended to; default: ``work_dir`` with ``.log`` in place of its suffix.
         options: of the config by dotted key, with ``__`` for the dots.
 

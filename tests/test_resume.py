@@ -246,6 +246,56 @@ def test_checkpoint_of_mmengine(config, whole, tmp_path):
     assert 'was not saved by SegmenterCheckpointHook' in log(tmp_path / 'run')
 
 
+def mmengine_alone():
+    """Train as mmseg's own tools/train.py does."""
+    from mmengine.runner import Runner
+
+    training.engine.run = lambda cfg, _: Runner.from_cfg(cfg).train()
+
+
+def test_without_our_tools(config, whole, tmp_path):
+    """The hook alone does all of it."""
+    work_dir = tmp_path / 'run'
+    alone = dict(prepare=mmengine_alone, **SEED)
+    assert training.train(config, work_dir, resume=True, **alone) == 1
+    assert 'has no checkpoint to continue from' in log(work_dir).splitlines()[-1]
+    assert stop(config, work_dir, 10, signal.SIGTERM, **alone) == EXIT_CODE
+    assert training.train(config, work_dir, **alone) == 1
+    assert 'has checkpoints of an earlier run' in log(work_dir).splitlines()[-1]
+    assert training.train(config, work_dir, resume=True, **alone) == 0
+    training.assert_same_training(work_dir, whole)
+
+
+def start_two(config, work_dir, port, **options):
+    """Start two processes as torchrun does, with different random numbers."""
+
+    def as_rank(rank):
+        def prepare():
+            os.environ.update(
+                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port)
+            )
+
+        return prepare
+
+    options |= dict(randomness__diff_rank_seed=True, train_dataloader__batch_size=1)
+    return [training.start(config, work_dir, as_rank(rank), **SEED, **options) for rank in range(2)]
+
+
+def test_preemption_of_one_of_two_processes(config, tmp_path):
+    """Both stop after the same iteration, and continue each with its own random numbers."""
+    assert [training.wait(pid) for pid in start_two(config, tmp_path / 'whole', 29671)] == [0, 0]
+    pids = start_two(config, tmp_path / 'run', 29672)
+    while not (tmp_path / 'run' / 'iter_8.pth').exists():
+        time.sleep(0.01)
+    os.kill(pids[1], signal.SIGTERM)
+    assert [training.wait(pid) for pid in pids] == [EXIT_CODE] * 2
+    assert [training.wait(pid) for pid in start_two(config, tmp_path / 'run', 29673, resume=True)] == [0, 0]
+    training.assert_same_training(tmp_path / 'run', tmp_path / 'whole')
+    assert training.records(tmp_path / 'run', 1) == training.records(tmp_path / 'whole', 1)
+    states = torch.load(tmp_path / 'run' / 'iter_24.pth', weights_only=True)['exact_resume']['random_states']
+    assert len(states) == 2 and not torch.equal(states[0]['torch'], states[1]['torch'])
+
+
 def test_epoch_based_loop(config, tmp_path):
     """A stop within an epoch continues there."""
     options = dict(
