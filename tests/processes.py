@@ -6,6 +6,7 @@ import socket
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 # The server imports once what all functions need; processes are forked from it.
@@ -69,3 +70,15 @@ def _call(
         pipe.send((function(*args), None))
     except BaseException:  # passed on to the test
         pipe.send((None, traceback.format_exc()))
+
+
+def process_of_rank(rank: int, folder: Path) -> int:
+    """Return the id of the process that torchrun started with a rank, and whose command line has a folder."""
+    for path in Path('/proc').glob('[0-9]*'):
+        try:
+            environment, command = (path / 'environ').read_bytes(), (path / 'cmdline').read_bytes()
+        except OSError:
+            continue
+        if f'\0RANK={rank}\0'.encode() in environment and str(folder).encode() in command:
+            return int(path.name)
+    raise LookupError(rank)

@@ -42,13 +42,17 @@ def call(tmp_path: Path):
 )
 def test_torchrun(call, script, arguments, tool):
     end = [f'{TOOLS}/{tool[0]}', '--launcher', 'pytorch', *tool[1:], '--work-dir', 'x y']
-    start = ['python', '-m', 'torch.distributed.run', '--nnodes=1', '--node_rank=0', '--nproc_per_node=2']
-    own = ['--master_addr=127.0.0.1', '--master_port=29500', '--max_restarts=0']
+    start = ['python', '-m', 'torch.distributed.run', '--nnodes=1', '--nproc_per_node=2']
+    own = ['--node_rank=0', '--master_addr=127.0.0.1', '--master_port=29500', '--max_restarts=0']
     assert call(script, *arguments) == [*start, *own, *end]
-    start[3:5] = ['--nnodes=3', '--node_rank=1']
-    env = dict(NNODES='3', NODE_RANK='1', MASTER_ADDR='10.0.0.1', PORT='7', MAX_RESTARTS='2')
-    own = ['--master_addr=10.0.0.1', '--master_port=7', '--max_restarts=2']
+    own[3] = '--max_restarts=2'
+    assert call(script, *arguments, MAX_RESTARTS='2') == [*start, *own, *end]
+    start[3] = '--nnodes=3'
+    env = dict(NNODES='3', NODE_RANK='1', MASTER_ADDR='10.0.0.1', PORT='7')
+    own = ['--node_rank=1', '--master_addr=10.0.0.1', '--master_port=7', '--max_restarts=0']
     assert call(script, *arguments, **env) == [*start, *own, *end]
+    own = ['--rdzv_backend=c10d', '--rdzv_endpoint=10.0.0.1:7', '--rdzv_id=mmseg_segmenter', '--max_restarts=2']
+    assert call(script, *arguments, **env, MAX_RESTARTS='2') == [*start, *own, *end]
 
 
 @pytest.mark.parametrize(

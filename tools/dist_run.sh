@@ -3,8 +3,14 @@
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
-PYTHONPATH="$HERE/..:${PYTHONPATH:-}" python -m torch.distributed.run \
-    --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" --nproc_per_node="$1" \
-    --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}" \
-    --max_restarts="${MAX_RESTARTS:-0}" \
+ADDRESS="${MASTER_ADDR:-127.0.0.1}" PORT="${PORT:-29500}"
+if [[ "${NNODES:-1}" != 1 && "${MAX_RESTARTS:-0}" != 0 ]]; then
+    # Only this kind of rendezvous tells the other machines to restart their processes too.
+    RENDEZVOUS=(--rdzv_backend=c10d --rdzv_endpoint="$ADDRESS:$PORT" --rdzv_id="${RUN_ID:-mmseg_segmenter}")
+else
+    RENDEZVOUS=(--node_rank="${NODE_RANK:-0}" --master_addr="$ADDRESS" --master_port="$PORT")
+fi
+# Checkpoints that are younger are of this run: processes that are started again continue from them.
+MMSEG_SEGMENTER_STARTED="$(date +%s)" PYTHONPATH="$HERE/..:${PYTHONPATH:-}" python -m torch.distributed.run \
+    --nnodes="${NNODES:-1}" --nproc_per_node="$1" "${RENDEZVOUS[@]}" --max_restarts="${MAX_RESTARTS:-0}" \
     "$HERE/$2" --launcher pytorch "${@:3}"

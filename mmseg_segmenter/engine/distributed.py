@@ -1,18 +1,20 @@
 """Run training or testing in one or several processes, also without a GPU."""
 
 import gc
+import os
 from datetime import timedelta
 from typing import Literal
 
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 from mmseg.registry import RUNNERS
 
 from ..compat import hidden_if_broken
 from .averages import AverageLogHook, LabelledPixelsHook
 from .checks import check_optimizer, check_run, guard_work_dir, registry_errors
+from .heartbeat import silent_processes_named
 from .hooks import RequireAllWeightsHook
 from .precision import compile_parts
 from .work_dir import unlock_work_dir
@@ -38,6 +40,25 @@ def _use_cpu_group(cfg: Config) -> None:
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
     cfg.model_wrapper_cfg = {**wrapper, **cfg.get('model_wrapper_cfg', {}), 'device_ids': None}
+
+
+def _resume_after_restart(cfg: Config) -> None:
+    """Continue from the last checkpoint if torchrun has started the processes anew after one of them failed.
+
+    torchrun counts restarts on each machine separately. With ``tools/dist_run.sh``, which notes when it is started, a
+    checkpoint that is younger tells all machines the same.
+
+    Args:
+        cfg: whole config; ``resume`` and ``load_from`` are changed.
+    """
+    latest = find_latest_checkpoint(cfg.work_dir) if 'TORCHELASTIC_RESTART_COUNT' in os.environ else None
+    if latest is None:
+        return
+    started = os.environ.get('MMSEG_SEGMENTER_STARTED')
+    restarted = os.path.getmtime(latest) > int(started) if started else os.environ['TORCHELASTIC_RESTART_COUNT'] != '0'
+    if restarted:
+        cfg.resume = True
+        cfg.load_from = None
 
 
 def run(
@@ -66,6 +87,7 @@ def run(
     check_run(cfg)
     if action == 'train':
         check_optimizer(cfg)
+        _resume_after_restart(cfg)
         guard_work_dir(cfg)
     _use_cpu_group(cfg)
     # The runner imports torchvision to log its version.
@@ -81,7 +103,8 @@ def run(
             compile_parts(runner.model)
         code = None
         try:
-            getattr(runner, action)()
+            with silent_processes_named():
+                getattr(runner, action)()
         except SystemExit as stopped:  # all processes have saved and stop, see SegmenterCheckpointHook
             code = stopped.code
     if dist.is_initialized():
