@@ -1,0 +1,149 @@
+"""The figures of attention, features and classes, as a user asks for them."""
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
+from PIL import Image
+
+from mmseg_segmenter.analysis.inspection import figures, network_image
+from mmseg_segmenter.apis import Predictor
+
+TOOL = Path(__file__).parents[2] / 'tools' / 'analysis_tools' / 'attention_maps.py'
+CLASSES = ('car', 'road', 'sky', 'tree', 'wall')
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A config, a checkpoint and an image."""
+    folder = tmp_path_factory.mktemp('model')
+    init_default_scope('mmseg')
+    transforms = [
+        dict(type='LoadImageFromFile'), dict(type='Resize', scale=(96, 64), keep_ratio=True),
+        dict(type='PackSegInputs'),
+    ]  # fmt: skip
+    model = dict(
+        type='Segmenter',
+        data_preprocessor=dict(type='SegDataPreProcessor'),
+        backbone=dict(
+            type='SegmenterViT', img_size=32, patch_size=16, embed_dims=24, num_layers=2, num_heads=3, final_norm=True
+        ),
+        decode_head=dict(
+            type='SegmenterMaskTransformerHead', in_channels=24, embed_dims=24, num_heads=3, num_layers=1, num_classes=5
+        ),
+        test_cfg=dict(mode='whole'),
+    )
+    cfg = Config(dict(default_scope='mmseg', model=model, test_dataloader=dict(dataset=dict(pipeline=transforms))))
+    cfg.custom_imports = dict(imports=['mmseg_segmenter'], allow_failed_imports=False)
+    cfg.dump(folder / 'model.py')
+    built = MODELS.build(model)
+    built.init_weights()
+    meta = dict(dataset_meta=dict(classes=CLASSES, palette=[[i, i, i] for i in range(5)]))
+    torch.save(dict(state_dict=built.state_dict(), meta=meta), folder / 'model.pth')
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (70, 120, 3), dtype=np.uint8)).save(folder / 'image.png')
+    return folder
+
+
+@pytest.fixture
+def tool(folder, monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(
+            sys,
+            'argv',
+            ['attention_maps.py', str(folder / 'model.py'), str(folder / 'model.pth'), *map(str, arguments)],
+        )
+        runpy.run_path(str(TOOL), run_name='__main__')
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        ['--patch', '3,60', '--layer', '0', '--head', 'all'],
+        ['--cls', '--head', '2'],
+        ['--cls', '--rollout'],
+        ['--class', 'sky'],
+        ['--class', 'sky', '--rollout'],
+        ['--similarity', '119,69', '--layer', '0'],
+        ['--pca'],
+    ],
+)
+def test_every_figure_is_drawn(folder, tool, tmp_path, options):
+    tool(folder / 'image.png', '--out', tmp_path / 'new' / 'a.png', *options)
+    with Image.open(tmp_path / 'new' / 'a.png') as picture:
+        pixels = np.asarray(picture.convert('RGB'))
+    assert picture.width > 500 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 1000
+
+
+def test_distances_and_classes_are_plotted(folder, tool, tmp_path):
+    out = tool(folder / 'image.png', '--out', tmp_path / 'a.svg', '--distance')
+    assert 'layer  1:' in out and (tmp_path / 'a.svg').read_text().startswith('<?xml')
+    tool('--out', tmp_path / 'b.png', '--class-similarity')
+    assert (tmp_path / 'b.png').stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--patch', '120,3'], 'pixel 120,3 is outside .*image.png; expected x from 0 to 119 and y from 0 to 69'),
+        (['--cls', '--layer', '2'], 'layer=2; expected 0 to 1'),
+        (['--cls', '--head', '3'], 'head=3; expected 0 to 2, mean or all'),
+        (['--cls', '--head', '1', '--rollout'], 'head=1 with rollout'),
+        (['--class', 'Sky '], "no class 'Sky '; expected 'sky'"),
+        (['--class', 'xyz'], "no class 'xyz'; expected one of car, road, sky, tree, wall"),
+    ],
+)
+def test_wrong_options_are_one_line(folder, tool, tmp_path, options, message):
+    with pytest.raises(SystemExit, match=message) as end:
+        tool(folder / 'image.png', '--out', tmp_path / 'a.png', *options)
+    assert '\n' not in end.value.code and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['x.png', '--out', 'a.png', '--cls'], 'x.png not found'),
+        (['x.png', '--out', 'a.txt', '--cls'], 'out=a.txt; expected a name that ends in .png'),
+    ],
+)
+def test_wrong_files_are_one_line(tool, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=message):
+        tool(*arguments)
+
+
+@pytest.mark.parametrize('arguments', [['--cls'], ['a.png', 'b.png', '--cls'], ['a.png', '--pca', '--rollout']])
+def test_usage_errors(tool, arguments):
+    with pytest.raises(SystemExit) as end:
+        tool('--out', 'a.png', *arguments)
+    assert end.value.code == 2
+
+
+def test_help_has_examples():
+    text = subprocess.run([sys.executable, TOOL, '--help'], capture_output=True, text=True, check=True).stdout
+    assert 'attention_maps.py CONFIG CHECKPOINT street.jpg --out a.png --patch 300,220' in text
+
+
+def test_pixels_and_patches_fit_together(folder):
+    """Also where the network gets a resized and padded image."""
+    predictor = Predictor(folder / 'model.py', folder / 'model.pth')
+    seen = network_image(predictor, folder / 'image.png')  # 120x70 pixels, resized to 96x56: 4x6 patches
+    assert seen.grid == (4, 6) and seen.inputs.shape[2:] == (56, 96)
+    for x, y in ((0, 0), (119, 69), (61, 33)):
+        box = seen.box_of(seen.patch_at(x, y))
+        assert box.left <= x + 0.5 <= box.left + box.width and box.top <= y + 0.5 <= box.top + box.height
+    maps = torch.zeros(1, 4, 6)
+    maps[0, 1, 4] = 1
+    y, x = divmod(int(seen.on_image(maps).argmax()), 120)
+    assert seen.patch_at(x, y) == (1, 4)
+    assert figures.class_number(CLASSES, 'tree') == 3
