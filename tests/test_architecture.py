@@ -14,6 +14,7 @@ LAYERS = [
     ['engine'],
     ['visualization'],
     ['datasets', 'evaluation'],
+    ['deployment'],
     ['apis'],
     ['analysis'],
     ['drop_in', '__init__'],

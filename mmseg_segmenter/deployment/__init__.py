@@ -1,0 +1,8 @@
+"""Export models to files that other runtimes run."""
+
+from .formats.onnx import to_onnx
+from .formats.openvino import to_openvino
+from .network import HeadLogits, ImageNetwork, trace
+from .packages import require
+
+__all__ = ['HeadLogits', 'ImageNetwork', 'require', 'to_onnx', 'to_openvino', 'trace']

@@ -1,0 +1,37 @@
+"""Convert to ONNX."""
+
+from typing import Any
+
+import torch
+
+from ..network import Dynamic, quiet
+from ..packages import require
+
+OPSET = 18
+
+
+def to_onnx(program: torch.export.ExportedProgram, output: str, dynamic: Dynamic | None = None) -> Any:
+    """Convert a graph to ONNX.
+
+    Args:
+        program: what :func:`~mmseg_segmenter.deployment.trace` returned.
+        output: name of the output; the input is called ``image``.
+        dynamic: as given to ``trace``.
+
+    Returns:
+        ``torch.onnx.ONNXProgram``; its ``model_proto`` is an ``onnx.ModelProto``.
+
+    Raises:
+        MissingPackageError: the packages of the extra ``onnx`` are missing.
+    """
+    require('onnx', 'onnx', 'onnxscript')
+    with quiet():
+        return torch.onnx.export(
+            program,
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+            input_names=['image'],
+            output_names=[output],
+            dynamic_shapes=(dict(dynamic),) if dynamic else None,
+        )

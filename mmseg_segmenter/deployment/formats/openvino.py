@@ -1,0 +1,33 @@
+"""Convert to OpenVINO."""
+
+from typing import Any
+
+import torch
+
+from ..network import quiet
+from ..packages import require
+
+
+def to_openvino(program: torch.export.ExportedProgram, output: str) -> Any:
+    """Convert a graph to OpenVINO.
+
+    Args:
+        program: what :func:`~mmseg_segmenter.deployment.trace` returned.
+        output: name of the output; the input is called ``image``.
+
+    Returns:
+        ``openvino.Model`` with the dtypes of the graph. A CPU with
+        instructions for bfloat16 runs it in bfloat16 unless it is compiled
+        with ``{'INFERENCE_PRECISION_HINT': 'f32'}``.
+
+    Raises:
+        MissingPackageError: the package of the extra ``openvino`` is missing.
+    """
+    require('openvino', 'openvino')
+    import openvino
+
+    with quiet():
+        model = openvino.convert_model(program)
+    model.inputs[0].tensor.set_names({'image'})
+    model.outputs[0].tensor.set_names({output})
+    return model
