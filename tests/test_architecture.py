@@ -12,6 +12,7 @@ LAYERS = [
     ['models'],
     ['checkpoints'],
     ['engine'],
+    ['deployment'],
     ['visualization'],
     ['datasets', 'evaluation'],
     ['deployment'],

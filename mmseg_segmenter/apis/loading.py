@@ -204,6 +204,11 @@ def _loads_annotations(transform: Any) -> bool:
     return inspect.isclass(kind) and issubclass(kind, LoadAnnotations)
 
 
+def loading_transforms(pipeline: Any) -> list[Any]:
+    """Return the transforms of a pipeline that load an image and its annotation, without those in between."""
+    return [pipeline[0], *(one for one in pipeline if _loads_annotations(one))]
+
+
 class AnnotationFormat(NamedTuple):
     """How the test dataset of a config names and numbers its annotations.
 

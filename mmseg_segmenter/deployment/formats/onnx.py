@@ -8,6 +8,7 @@ from ..network import Dynamic, quiet
 from ..packages import require
 
 OPSET = 18
+LARGEST = 1 << 31  # bytes of weights in one file: the limit of protobuf
 
 
 def to_onnx(program: torch.export.ExportedProgram, output: str, dynamic: Dynamic | None = None) -> Any:
@@ -35,3 +36,15 @@ def to_onnx(program: torch.export.ExportedProgram, output: str, dynamic: Dynamic
             output_names=[output],
             dynamic_shapes=(dict(dynamic),) if dynamic else None,
         )
+
+
+def save(program: Any, path: str, metadata: dict[str, str]) -> None:
+    """Write an ONNX file. Weights of more than 2 GB, which do not fit into one, go to ``path + '.data'``.
+
+    Args:
+        program: what :func:`to_onnx` returned.
+        path: ``.onnx`` file.
+        metadata: stored as ``metadata_props``.
+    """
+    program.model.metadata_props.update(metadata)
+    program.save(path)

@@ -31,3 +31,19 @@ def to_openvino(program: torch.export.ExportedProgram, output: str) -> Any:
     model.inputs[0].tensor.set_names({'image'})
     model.outputs[0].tensor.set_names({output})
     return model
+
+
+def save(model: Any, path: str, metadata: dict[str, str], half: bool) -> None:
+    """Write an ``.xml`` file, and the weights beside it as ``.bin``.
+
+    Args:
+        model: what :func:`to_openvino` returned.
+        path: ``.xml`` file.
+        metadata: stored as ``rt_info`` below ``mmseg_segmenter``.
+        half: store the weights in float16.
+    """
+    import openvino
+
+    for name, value in metadata.items():
+        model.set_rt_info(value, ['mmseg_segmenter', name])
+    openvino.save_model(model, path, compress_to_fp16=half)

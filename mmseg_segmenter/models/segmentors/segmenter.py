@@ -245,7 +245,22 @@ class Segmenter(EncoderDecoder):
         height, width = crops.shape[2:]
         if divisor is None and not slide:
             height, width = metas[0].get('pad_shape', metas[0]['img_shape'])[:2]
-        return WindowLogits(self.decode_head(self.extract_feat(crops)), (height, width))
+        return WindowLogits(self.head_logits(crops), (height, width))
+
+    def head_logits(self, inputs: Tensor) -> Tensor:
+        """Return the logits of the head at its own resolution: what the network computes, without upsampling.
+
+        A model that another runtime runs has a ``deployment.RuntimeNetwork``
+        in place of this method.
+
+        Args:
+            inputs: (B, C, H, W), normalised images or windows.
+
+        Returns:
+            (B, K, h, w).
+        """
+        logits: Tensor = self.decode_head(self.extract_feat(inputs))
+        return logits
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict[str, Any]]) -> Tensor:
         """Return logits at the size of ``inputs``.
