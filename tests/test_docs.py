@@ -111,6 +111,7 @@ def parser_of(tool: str) -> argparse.ArgumentParser:
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(_Found) as found:
         patch.setattr(argparse.ArgumentParser, 'parse_args', stop)
+        patch.setattr(argparse.ArgumentParser, 'parse_intermixed_args', stop)
         patch.setattr(sys, 'argv', [tool])
         runpy.run_path(str(ROOT / tool), run_name='__main__')
     return found.value.args[0]

@@ -98,7 +98,6 @@ def test_distances_and_classes_are_plotted(folder, tool, tmp_path):
         (['--patch', '120,3'], 'pixel 120,3 is outside .*image.png; expected x from 0 to 119 and y from 0 to 69'),
         (['--cls', '--layer', '2'], 'layer=2; expected 0 to 1'),
         (['--cls', '--head', '3'], 'head=3; expected 0 to 2, mean or all'),
-        (['--cls', '--head', '1', '--rollout'], 'head=1 with rollout'),
         (['--class', 'Sky '], "no class 'Sky '; expected 'sky'"),
         (['--class', 'xyz'], "no class 'xyz'; expected one of car, road, sky, tree, wall"),
     ],
@@ -122,11 +121,24 @@ def test_wrong_files_are_one_line(tool, monkeypatch, tmp_path, arguments, messag
         tool(*arguments)
 
 
-@pytest.mark.parametrize('arguments', [['--cls'], ['a.png', 'b.png', '--cls'], ['a.png', '--pca', '--rollout']])
-def test_usage_errors(tool, arguments):
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--cls'], 'expected an image after the checkpoint'),
+        (['a.png', '--class-similarity'], '--class-similarity takes no image'),
+        (['a.png', 'b.png', '--cls'], 'expected one image, found 2; only --distance takes several'),
+        (['a.png', '--pca', '--rollout'], '--rollout needs --patch, --cls or --class'),
+        (['a.png', '--pca', '--head', '1'], '--head needs --patch, --cls or --class'),
+        (['a.png', '--distance', '--layer', '0'], '--layer needs'),
+        (['a.png', '--cls', '--head', '1', '--rollout'], '--head 1 with --rollout, which averages over the heads'),
+        (['a.png', '--patch', '3'], "'3'; expected X,Y in pixels"),
+        (['a.png', '--cls', '--pca'], 'not allowed with'),
+    ],
+)
+def test_usage_errors(tool, capsys, arguments, message):
     with pytest.raises(SystemExit) as end:
         tool('--out', 'a.png', *arguments)
-    assert end.value.code == 2
+    assert end.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_help_has_examples():

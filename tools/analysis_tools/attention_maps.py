@@ -46,10 +46,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--layer',
         type=int,
-        default=-1,
         help='number of the layer, from 0; of the decoder with --class (default: -1, the last)',
     )
-    parser.add_argument('--head', default='mean', help='number of the head, from 0; mean or all (default: mean)')
+    parser.add_argument('--head', help='number of the head, from 0; mean or all (default: mean)')
     parser.add_argument(
         '--rollout', action='store_true', help='attention through all layers up to --layer (attention rollout)'
     )
@@ -57,9 +56,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options', nargs='+', action='extend', metavar='KEY=VALUE', help='override config entries'
     )
-    args = parser.parse_args()
-    if args.rollout and not (args.patch or args.cls or args.class_name):
-        parser.error('--rollout needs --patch, --cls or --class')
+    args = parser.parse_intermixed_args()  # the image may follow an option
+    attention = args.patch or args.cls or args.class_name
+    if (args.rollout or args.head) and not attention:
+        parser.error(f'{"--rollout" if args.rollout else "--head"} needs --patch, --cls or --class')
+    if args.rollout and args.head not in (None, 'mean'):
+        parser.error(f'--head {args.head} with --rollout, which averages over the heads')
+    if args.layer is not None and (args.distance or args.class_similarity):
+        parser.error('--layer needs --patch, --cls, --class, --similarity or --pca')
     count = len(args.image)
     if args.class_similarity and count:
         parser.error('--class-similarity takes no image')
@@ -67,6 +71,8 @@ def parse_args() -> argparse.Namespace:
         parser.error('expected an image after the checkpoint')
     if count > 1 and not args.distance:
         parser.error(f'expected one image, found {count}; only --distance takes several')
+    args.layer = -1 if args.layer is None else args.layer
+    args.head = args.head or 'mean'
     return args
 
 

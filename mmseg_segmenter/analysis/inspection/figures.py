@@ -1,6 +1,7 @@
 """Figures of attention, features and classes, for ``tools/analysis_tools/attention_maps.py``."""
 
 import difflib
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from mmengine.utils import track_iter_progress
 from torch import Tensor
 
 from ...apis import Predictor
@@ -90,7 +92,7 @@ def save_attention(
         'patch at {:g},{:g}'.format(*(subject.pixel or ()))
     )  # fmt: skip
     stack = model.decode_head.layers if decoder else model.backbone.layers
-    where = f'{"decoder" if decoder else "encoder"} layer {layer % len(stack)} of {len(stack)}'
+    where = f'{"decoder" if decoder else "encoder"} layer {_number(stack, layer)}'
     maps, titles = (maps, ['rollout']) if rollout else _chosen_heads(maps, head)
     # 1 is the attention of a token that looks at all tokens alike.
     save_maps(path, seen, maps * weights.shape[-1], titles, f'{who}, {where}', patch, 'attention (1: uniform)')
@@ -126,8 +128,16 @@ def save_similarity(path: str, predictor: Predictor, image: Any, pixel: tuple[fl
     patch = seen.patch_at(*pixel)
     features = patch_features(predictor.model, seen.inputs, layer)
     similarity = feature_similarity(features, patch.row, patch.column)
-    title = f'features of layer {_number(predictor, layer)}'
-    save_maps(path, seen, similarity, [f'similarity to the patch at {pixel[0]:g},{pixel[1]:g}'], title, patch, 'cosine')
+    title = f'features of layer {_number(predictor.model.backbone.layers, layer)}'
+    save_maps(
+        path,
+        seen,
+        similarity,
+        [f'similarity to the patch at {pixel[0]:g},{pixel[1]:g}'],
+        title,
+        patch,
+        'cosine similarity',
+    )
 
 
 def save_colors(path: str, predictor: Predictor, image: Any, layer: int = -1) -> None:
@@ -149,7 +159,7 @@ def save_colors(path: str, predictor: Predictor, image: Any, layer: int = -1) ->
     shown = seen.on_image(colors.permute(2, 0, 1).float().cpu(), picture.shape[:2]).permute(1, 2, 0).clamp(0, 1)
     figure, axes = _panels(2, picture.shape, 'features')
     _show(axes[0], picture, 'image')
-    _show(axes[1], shown.numpy(), f'principal components of layer {_number(predictor, layer)}')
+    _show(axes[1], shown.numpy(), f'principal components of layer {_number(predictor.model.backbone.layers, layer)}')
     _save(figure, path)
 
 
@@ -171,7 +181,7 @@ def save_distances(path: str, predictor: Predictor, images: Sequence[Any]) -> Te
     if not images:
         raise UserError('no images; expected at least one')
     distances, uniform = [], []
-    for image in images:
+    for image in track_iter_progress(images, file=sys.stderr):
         seen = network_image(predictor, image)
         distances.append(attention_distance(predictor.model, seen.inputs)[0].cpu())
         uniform.append(uniform_distance(seen.grid, predictor.model.backbone.patch_size))
@@ -273,7 +283,7 @@ def save_maps(
         # The largest values of a few patches would leave all others dark.
         low, high = (0, np.quantile(values, 0.995)) if values.min() >= 0 else (values.min(), values.max())
         layer = axis.imshow(values, cmap='inferno', alpha=0.75, vmin=low, vmax=max(high, low + 1e-9))
-        bar = figure.colorbar(layer, ax=axis, fraction=0.04, pad=0.02)
+        bar = figure.colorbar(layer, cax=axis.inset_axes((1.02, 0, 0.03, 1)))  # as high as the picture
         bar.set_label(unit, fontsize=7)
         bar.ax.tick_params(labelsize=7)
     if patch is not None:
@@ -306,6 +316,5 @@ def _save(figure: Figure, path: str) -> None:
     replace_file(path, lambda part: figure.savefig(part, dpi=130))
 
 
-def _number(predictor: Predictor, layer: int) -> str:
-    count = len(predictor.model.backbone.layers)
-    return f'{layer % count} of {count}'
+def _number(stack: Sequence[Any], layer: int) -> str:
+    return f'{layer % len(stack)} (0 to {len(stack) - 1})'

@@ -100,14 +100,18 @@ def network_image(predictor: Predictor, image: Any, channel_order: str = 'bgr') 
         channel_order: as :meth:`Predictor.__call__`.
 
     Raises:
-        UserError: the image cannot be read, or ``predictor`` augments.
+        UserError: the image cannot be read, ``predictor`` augments, or its
+            backbone is no ViT.
     """
     if predictor.tta:
         raise UserError('the predictor has tta=True; expected one without test-time augmentation')
+    backbone = predictor.model.backbone
+    if not isinstance(getattr(backbone, 'patch_size', None), int):
+        raise UserError(f'backbone {type(backbone).__name__} has no patches of one size; expected a ViT')
     prepared = predictor.prepare(image, channel_order)
     batch = predictor.model.data_preprocessor(pseudo_collate([prepared.sample]), False)
     inputs, meta = batch['inputs'], batch['data_samples'][0].metainfo
     left, right, top, bottom = meta.get('img_padding_size', meta.get('padding_size', [0] * 4))
-    patch, (height, width) = predictor.model.backbone.patch_size, inputs.shape[2:]
+    patch, (height, width) = backbone.patch_size, inputs.shape[2:]
     area = Box(left / patch, top / patch, (width - left - right) / patch, (height - top - bottom) / patch)
     return NetworkImage(prepared.image, inputs, patch_grid(predictor.model, inputs), area)
