@@ -1,5 +1,6 @@
 """What `.ci/run` and a newcomer rely on works from a fresh clone, without anything installed by hand."""
 
+import configparser
 import os
 import subprocess
 import sys
@@ -9,6 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TOOLS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'tools').rglob('*.py'))
+CONFIG = configparser.ConfigParser()
+CONFIG.read(ROOT / 'setup.cfg')
+EXTRAS = sorted({*CONFIG['options.extras_require']} - {'full'})  # pip may compile mmcv
 COMMANDS = [line for line in (ROOT / '.ci/run').read_text().splitlines() if line.startswith('make ')]
 
 
@@ -48,6 +52,14 @@ def test_make_venv_installs_what_the_tools_need(clone: Path, home: Path) -> None
     assert len(TOOLS) >= 12
     for tool in TOOLS:
         assert 'usage:' in run([python, tool, '--help'], clone, home), tool
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('extra', EXTRAS)
+def test_extra_fits_the_tested_versions(extra: str, clone: Path, home: Path) -> None:
+    """pip finds a solution under the pins, and need not try old releases to find it."""
+    pins = ['-c', 'requirements/tested.txt', '--no-build-isolation']
+    run(['timeout', '240', '.venv/bin/pip', 'install', '--dry-run', *pins, f'.[{extra}]'], clone, home)
 
 
 @pytest.mark.slow

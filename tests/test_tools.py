@@ -331,6 +331,15 @@ def test_config_that_cannot_be_built(config, tmp_path, refused, option, message)
     assert message in refused('train.py', config, '--work-dir', tmp_path / 'w', '--cfg-options', option)
 
 
+def test_visualizer_without_its_package(config, tmp_path, monkeypatch, refused):
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
+    monkeypatch.setitem(sys.modules, 'tensorboardX', None)
+    path = tmp_path / 'drawn.py'
+    path.write_text(f"_base_ = '{config}'\nvisualizer = dict(vis_backends=[dict(type='TensorboardVisBackend')])\n")
+    message = refused('train.py', path, '--work-dir', tmp_path / 'w')
+    assert message.startswith(f'{path}: Please run "pip install ') and 'tensorboard' in message
+
+
 @pytest.mark.parametrize(
     ('launcher', 'variable'), [('pytorch', 'RANK'), ('slurm', 'SLURM_PROCID'), ('mpi', 'OMPI_COMM_WORLD_LOCAL_RANK')]
 )

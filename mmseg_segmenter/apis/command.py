@@ -19,6 +19,7 @@ from .loading import annotation_format, load_config
 from .outputs import Annotations, OutputSpec
 from .pipeline import INTERRUPTED, Pipeline
 from .predictor import Predictor
+from .raster import import_rasterio
 from .storage import exists, is_uri
 
 _CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.ckpt', '.bin', '.safetensors', '.safetensors.index.json', '.npz')
@@ -173,6 +174,8 @@ def plan(args: argparse.Namespace) -> Work:
     Raises:
         UserError: an argument is not usable.
     """
+    if args.raster:
+        import_rasterio()
     given = split_positionals(args.config, args.inputs)
     outputs = _output_spec(args, given)
     local = not is_uri(args.out)
@@ -329,9 +332,11 @@ def report(work: Work, folder: str) -> int:
         )
         return 130
     others = {kind for kind in work.outputs.kinds if kind != 'labels'}
-    if others and (count := sum(result.kind == 'raster' for result in work.results.values())):
+    done = [result for result in work.results.values() if result.status == 'done']
+    if others and (count := sum(result.kind == 'raster' for result in done)):
         print(f'rasters: {count}; for them only labels (GeoTIFF) are written, no {", ".join(sorted(others))}')
-    print(f'results are in {folder}, with a table in summary.csv')
+    if done:
+        print(f'results are in {folder}, with a table in summary.csv')
     return 1 if failed else 0
 
 

@@ -77,7 +77,7 @@ def segment_raster(
         MissingPackageError: rasterio is not installed.
         UserError: the raster is not readable, or an argument does not fit it.
     """
-    rasterio = _import_rasterio()
+    rasterio = import_rasterio()
     if predictor.tta:
         raise UserError(f'{source}: rasters are segmented without test-time augmentation; leave out tta')
     with contextlib.ExitStack() as stack:
@@ -89,7 +89,12 @@ def segment_raster(
     return results[0]
 
 
-def _import_rasterio() -> Any:
+def import_rasterio() -> Any:
+    """Return the module rasterio.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
     try:
         import rasterio
     except ImportError:

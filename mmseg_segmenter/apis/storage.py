@@ -12,6 +12,7 @@ from ..errors import FileAccessError, MissingFileError, MissingPackageError, Use
 from ..files import replace_file
 
 _TIMEOUT = 60  # seconds without an answer from an HTTP server
+_EXTRAS = {'s3': 's3', 's3a': 's3'}  # our extra by the scheme of a URI
 
 
 def is_uri(path: str) -> bool:
@@ -37,7 +38,9 @@ def file_system(uri: str) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(uri)
     except ImportError as error:
-        raise MissingPackageError(f'{uri}: {error}') from None
+        extra = _EXTRAS.get(uri.partition('://')[0])
+        advice = f": run pip install 'mmseg_segmenter[{extra}]'" if extra else ''
+        raise MissingPackageError(f'{uri}: {error}{advice}') from None
     except ValueError as error:
         raise UserError(f'{uri}: {error}') from None
 

@@ -217,7 +217,7 @@ def _import_av() -> Any:
         import av
     except ImportError:
         raise MissingPackageError(
-            "videos need PyAV: run pip install 'mmseg_segmenter[video]' or pip install av"
+            "videos and animations need PyAV: run pip install 'mmseg_segmenter[video]' or pip install av"
         ) from None
     return av
 

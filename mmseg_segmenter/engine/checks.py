@@ -10,9 +10,10 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.fileio import list_dir_or_file
 from mmengine.registry import build_functions
+from mmengine.visualization import vis_backend
 from mmseg.registry import DATASETS, OPTIMIZERS
 
-from ..errors import MissingFileError, NotAFileError, UserError
+from ..errors import MissingFileError, MissingPackageError, NotAFileError, UserError
 from ..files import check_folder
 from .work_dir import check_start, lock_work_dir
 
@@ -25,16 +26,22 @@ def registry_errors(cfg: Config) -> Iterator[None]:
     """Turn the failure of a registry to build a part of a config into a ``UserError``.
 
     That is an unknown ``type``, or arguments that the constructor, or a constructor that it hands them to, does not
-    have. Any other error inside a constructor, or later, passes unchanged.
+    have, or a backend of the visualizer whose package is not installed. Any other error inside a constructor, or
+    later, passes unchanged.
 
     Args:
         cfg: whole config; its file is named.
 
     Raises:
         UserError: names the config file and the unknown class or argument.
+        MissingPackageError: names the config file and the package.
     """
     try:
         yield
+    except ImportError as error:
+        if traceback.extract_tb(error.__traceback__)[-1].filename != vis_backend.__file__:
+            raise
+        raise MissingPackageError(f'{cfg.filename}: {error}') from error
     except (KeyError, TypeError) as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         handed_on = last.name == '__init__' and '__init__() got an unexpected keyword argument' in str(error)

@@ -54,6 +54,32 @@ def summary(out):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.parametrize(
+    ('package', 'arguments', 'extra'),
+    [
+        ('rasterio', ['images', '--raster', '--out', 'out'], 'raster'),
+        ('pyarrow', ['images', '--engine', 'ray', '--out', 'out'], 'ray'),
+        ('s3fs', ['s3://bucket/images', '--out', 'out'], 's3'),
+        ('s3fs', ['images', '--out', 's3://bucket/out'], 's3'),
+    ],
+)
+def test_without_an_extra(predict, run_folder, images, tmp_path, monkeypatch, package, arguments, extra):
+    """One line says what to install, before the model is built."""
+    monkeypatch.setitem(sys.modules, package, None)
+    code, _, error = predict(run_folder, *arguments)
+    assert code == 1 and error.count('\n') == 0 and f"pip install 'mmseg_segmenter[{extra}]'" in error
+    assert not (tmp_path / 'out').exists()
+
+
+def test_only_failed_inputs(predict, run_folder, tmp_path, monkeypatch):
+    """Nothing is said about results that do not exist."""
+    pytest.importorskip('rasterio')
+    (tmp_path / 'a.vrt').write_text('no raster')
+    code, out, error = predict(run_folder, 'a.vrt', '--out', 'out')
+    assert code == 1 and '1 of 1 inputs failed' in error
+    assert 'results are in' not in out and 'rasters:' not in out
+
+
 def test_both_forms(predict, run_folder, images, tmp_path):
     """CONFIG CHECKPOINT INPUT... and RUN_FOLDER INPUT... give the same."""
     for i, model in enumerate(([run_folder / 'config.py', run_folder / 'model.pth'], [run_folder],
