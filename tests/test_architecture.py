@@ -18,6 +18,7 @@ LAYERS = [
     ['deployment'],
     ['apis'],
     ['analysis'],
+    ['app'],
     ['drop_in', '__init__'],
 ]
 MODEL_LAYERS = [
