@@ -4,8 +4,9 @@ set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 ADDRESS="${MASTER_ADDR:-127.0.0.1}" PORT="${PORT:-29500}"
-if [[ "${NNODES:-1}" != 1 && "${MAX_RESTARTS:-0}" != 0 ]]; then
-    # Only this kind of rendezvous tells the other machines to restart their processes too.
+if [[ "${MAX_RESTARTS:-0}" != 0 ]]; then
+    # With the static rendezvous, processes that are started again find the addresses of dead ones, and other machines
+    # do not hear of a restart.
     RENDEZVOUS=(--rdzv_backend=c10d --rdzv_endpoint="$ADDRESS:$PORT" --rdzv_id="${RUN_ID:-mmseg_segmenter}")
 else
     RENDEZVOUS=(--node_rank="${NODE_RANK:-0}" --master_addr="$ADDRESS" --master_port="$PORT")

@@ -15,6 +15,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     parser.add_argument('--amp-dtype', choices=['fp16', 'bf16'], help='default: fp16 on a GPU, bf16 on a CPU')
     parser.add_argument('--compile', action='store_true', help='compile backbone and head (torch.compile)')
+    parser.add_argument('--shard', action='store_true', help='share the state of the model among the processes (FSDP2)')
     parser.add_argument(
         '--cfg-options', nargs='+', action='extend', metavar='KEY=VALUE',
         help='override config entries, e.g. train_cfg.max_iters=100',
@@ -36,6 +37,8 @@ def main() -> None:
         cfg.resume = 'auto' if args.auto_resume else args.resume or cfg.get('resume', False)
         if args.amp:
             engine.enable_amp(cfg, args.amp_dtype)
+        if args.shard:
+            engine.enable_sharding(cfg)
         engine.check_datasets(cfg, ('train_dataloader', 'val_dataloader'))
         engine.check_weights(cfg)
         engine.run(cfg, 'train', args.compile)

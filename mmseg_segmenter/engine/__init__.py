@@ -20,6 +20,7 @@ from .distributed import run
 from .hooks import RequireAllWeightsHook
 from .precision import enable_amp, enable_test_amp
 from .preemption import EXIT_CODE
+from .sharding import ShardedRunner, enable_sharding
 from .work_dir import check_start, last_checkpoint, lock_work_dir
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     'LabelledPixelsHook',
     'RequireAllWeightsHook',
     'SegmenterCheckpointHook',
+    'ShardedRunner',
     'check_datasets',
     'check_start',
     'check_tta',
@@ -37,6 +39,7 @@ __all__ = [
     'decode_head',
     'enable_amp',
     'enable_drawing',
+    'enable_sharding',
     'enable_test_amp',
     'enable_tta',
     'evaluators',

@@ -92,7 +92,8 @@ def run(
     _use_cpu_group(cfg)
     # The runner imports torchvision to log its version.
     with hidden_if_broken('torchvision'), registry_errors(cfg):
-        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        sharded_for_test = action == 'test' and cfg.get('runner_type') == 'ShardedRunner'  # checkpoints are whole
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg and not sharded_for_test else Runner.from_cfg(cfg)
         # Hooks that any config needs. They are not in the config, which is kept in the work dir.
         if action == 'test' and not allow_partial:
             runner.register_hook(RequireAllWeightsHook())

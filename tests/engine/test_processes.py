@@ -49,6 +49,10 @@ def trained(processes: int, data: Path, work_dir: Path, batch_size: int, **kwarg
     return weights_of(work_dir, iterations)
 
 
+def assert_same_weights(one: Weights, other: Weights, atol: float) -> None:
+    assert difference(one, other) < atol
+
+
 def difference(one: Weights, other: Weights) -> float:
     assert one.keys() == other.keys()
     return max(float((one[name] - other[name]).abs().max()) for name in one)
