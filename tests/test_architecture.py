@@ -15,7 +15,6 @@ LAYERS = [
     ['deployment'],
     ['visualization'],
     ['datasets', 'evaluation'],
-    ['deployment'],
     ['apis'],
     ['analysis'],
     ['app'],

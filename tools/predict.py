@@ -35,6 +35,18 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--window-batch-size', type=int, help='sliding windows per forward pass (default: as config)')
     parser.add_argument('--device', default='auto', help='auto (default), cpu, cuda, cuda:1, ...')
     parser.add_argument('--amp', action='store_true', help='half precision: fp16 on a GPU, bf16 on a CPU')
+    parser.add_argument(
+        '--runtime', choices=('torch', 'onnxruntime', 'openvino'), default='torch',
+        help='what runs the network (default: torch); the others run on the CPU',
+    )  # fmt: skip
+    parser.add_argument(
+        '--precision', choices=('fp32', 'fp16', 'bf16', 'int8'),
+        help='of the network, as the runtime has it (default: fp32); int8 needs --network',
+    )  # fmt: skip
+    parser.add_argument(
+        '--network', metavar='FILE',
+        help='the network, exported for the runtime (default: made from the checkpoint, which takes seconds)',
+    )  # fmt: skip
     parser.add_argument('--tta', action='store_true', help='average over scales and flips (tta_pipeline)')
     parser.add_argument('--compile', action='store_true', help='compile backbone and head (torch.compile)')
     parser.add_argument(

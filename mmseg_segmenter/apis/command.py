@@ -208,6 +208,9 @@ def make_predictor(args: argparse.Namespace) -> Predictor:
         device=args.device,
         amp=args.amp,
         compile=args.compile,
+        runtime=args.runtime,
+        precision=args.precision,
+        network=args.network,
         tta=args.tta,
         cfg_options=parse_options(args.cfg_options),
         window_batch_size=args.window_batch_size,
@@ -258,6 +261,9 @@ def _settings(args: argparse.Namespace, given: Positionals, outputs: OutputSpec)
         amp=args.amp,
         tta=args.tta,
         cfg_options=args.cfg_options,
+        runtime=None if args.runtime == 'torch' else args.runtime,  # as in journals from before the option
+        precision=args.precision,
+        network=args.network and os.path.abspath(args.network),
     )
 
 

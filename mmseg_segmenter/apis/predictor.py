@@ -18,6 +18,7 @@ from mmengine.registry import init_default_scope
 from mmseg.utils import register_all_modules
 from torch import Tensor
 
+from ..deployment.runtimes import check_precision, load_network, release_weights
 from ..engine import registry_errors
 from ..engine.precision import DTYPES, check_cpu_precision, compile_parts
 from ..errors import UserError
@@ -27,8 +28,6 @@ from ..visualization.sheet import to_rgb
 from .images import MAX_PIXELS, InputImage, as_input_image
 from .loading import build_model, build_tta, load_config, load_weights, test_transforms
 from .prediction import Prediction
-
-RUNTIMES = ('torch',)
 
 
 class Prepared(NamedTuple):
@@ -68,13 +67,20 @@ class Predictor:
         amp: ``'fp16'`` or ``'bf16'`` for mixed precision, True for fp16 on a GPU
             and bf16 on a CPU; default float32.
         compile: compile backbone and head with ``torch.compile``.
-        runtime: what runs the network; ``'torch'``.
+        runtime: what runs the network, backbone and head: ``'torch'``,
+            ``'onnxruntime'`` or ``'openvino'``. The latter two need the extra
+            ``onnx`` or ``openvino``, and run on the CPU.
         tta: average over the scales and flips of the config's
             ``tta_pipeline``.
         cfg_options: changes to the config, ``{'model.test_cfg.mode': 'whole'}``.
         window_batch_size: sliding windows per forward pass.
         allow_partial: accept a checkpoint that lacks tensors of the model.
         max_pixels: larger image files are refused before they are decoded.
+        precision: ``'fp32'`` (default), ``'bf16'``, ``'fp16'`` or ``'int8'``, as
+            the runtime has it. With torch the same as ``amp``.
+        network: file of this network, exported for the runtime. Default: it
+            is made from the checkpoint, which takes seconds. ``'int8'`` needs
+            a file.
 
     Attributes:
         classes: names and colours of the classes, from the checkpoint, else
@@ -102,21 +108,38 @@ class Predictor:
         window_batch_size: int | None = None,
         allow_partial: bool = False,
         max_pixels: int = MAX_PIXELS,
+        precision: str | None = None,
+        network: str | os.PathLike[str] | None = None,
     ) -> None:
-        if runtime not in RUNTIMES:
-            raise UserError(f'runtime={runtime!r}; expected one of {", ".join(RUNTIMES)}')
+        check_precision(runtime, precision or 'fp32')
+        if runtime != 'torch':
+            _check_cpu_runtime(runtime, device, amp, compile)
+            device = 'cpu'
+        elif network is not None:
+            raise UserError(f"network={os.fspath(network)!r} with runtime='torch'; expected onnxruntime or openvino")
+        elif precision not in (None, 'fp32'):
+            if amp:
+                raise UserError(f'precision={precision!r} with amp={amp!r}; expected one of them')
+            amp = precision
         self.device = _device(device)
         self._amp = _amp_dtype(amp, self.device)
         self._max_pixels = max_pixels
         self.cfg, self.checkpoint = load_config(config, checkpoint, cfg_options)
         register_all_modules(init_default_scope=False)
         init_default_scope(self.cfg.get('default_scope', 'mmseg'))
+        if runtime != 'torch' and window_batch_size is None:
+            # On a CPU, batches are no faster there (docs/performance.md).
+            window_batch_size = (self.cfg.model.get('test_cfg') or {}).get('window_batch_size', 1)
         with registry_errors(self.cfg):
             self.model = build_model(self.cfg, window_batch_size)
         self.classes = load_weights(self.model, self.cfg, self.checkpoint, allow_partial)
         self.model.to(self.device).eval()
         if compile:
             compile_parts(self.model)
+        if runtime != 'torch':
+            file = None if network is None else os.path.expanduser(os.fspath(network))
+            self.model.head_logits = load_network(self.model, runtime, precision or 'fp32', file)
+            release_weights(self.model)
         self.tta = tta
         self._tta = build_tta(self.cfg, self.model) if tta else None
         self._transforms = test_transforms(self.cfg, tta)
@@ -230,6 +253,16 @@ class Predictor:
         if self._amp is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self._amp)
+
+
+def _check_cpu_runtime(runtime: str, device: str, amp: str | bool | None, compile: bool) -> None:
+    """Refuse options that only torch has."""
+    if device not in ('auto', 'cpu'):
+        raise UserError(f'device={device!r} with runtime={runtime!r}; expected cpu, where this runtime runs')
+    if amp:
+        raise UserError(f"amp={amp!r} with runtime={runtime!r}; expected precision='bf16' or another one instead")
+    if compile:
+        raise UserError(f'compile=True with runtime={runtime!r}, which compiles by itself; leave compile out')
 
 
 def _device(name: str) -> torch.device:

@@ -70,7 +70,7 @@ def segment_strips(
     window, stride = cfg.crop_size, cfg.stride
     if window[0] > H or window[1] > W:
         raise UserError(f'image of {H}x{W} pixels; expected at least one window of {window[0]}x{window[1]}')
-    device = next(model.parameters()).device
+    device = model.data_preprocessor.device
     tops = window_starts(H, window[0], stride[0])
     rows, kept, base = None, None, 0  # kept: (h', K, w) logits from position `base` on
     for i, top in enumerate(tops):
