@@ -86,7 +86,7 @@ def test_memory_is_measured_without_counting_products(config, tmp_path, monkeypa
     """Counting turns fused attention off, which takes more memory than the model."""
     (side,) = benchmark.contenders(str(config))
     request = str(tmp_path / 'request.pt')
-    torch.save((asdict(benchmark.Case('forward', (32, 32))), side.config.to_dict(), side.kind), request)
+    torch.save((asdict(benchmark.Case('forward', (32, 32))), dict(asdict(side), config=side.config.to_dict())), request)
     counted = []
     monkeypatch.setattr(benchmark.Workload, '_count_gflops', counted.append)
     measure._report_peak(request)

@@ -12,7 +12,17 @@ def size(text: str) -> tuple[int, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('configs', nargs='+', help='any mmseg configs with a model')
-    parser.add_argument('--vs', choices=['mmseg'], help="also run mmseg's own classes, with the same weights")
+    beside = parser.add_mutually_exclusive_group()
+    beside.add_argument('--vs', choices=['mmseg'], help="also run mmseg's own classes, with the same weights")
+    beside.add_argument(
+        '--runtimes', nargs='+', default=[], metavar='NAME',
+        choices=['compile', 'bf16', 'onnxruntime', 'openvino', 'openvino-bf16', 'openvino-int8'],
+        help='also run it by these: %(choices)s (the first two are torch)',
+    )  # fmt: skip
+    parser.add_argument('--checkpoint', help='weights (default: random)')
+    parser.add_argument(
+        '--images', nargs='+', default=[], help='images to time, to compare labels on and to calibrate int8 with'
+    )
     parser.add_argument('--mode', choices=['forward', 'train', 'slide', 'tta', 'loader'], default='forward')
     parser.add_argument('--size', type=size, nargs='+', default=[(512, 512)], metavar='HxW', help='image sizes')
     parser.add_argument('--batch-size', type=int, nargs='+', default=[1])
@@ -49,11 +59,15 @@ def main() -> None:
         for classes in args.classes:
             for batch_size in args.batch_size:
                 for image_size in args.size:
-                    case = benchmark.Case(args.mode, image_size, batch_size, classes, dtype, args.compile)
+                    case = benchmark.Case(
+                        args.mode, image_size, batch_size, classes, dtype, args.compile, tuple(args.images)
+                    )
                     models = [
                         side
                         for config in args.configs
-                        for side in benchmark.contenders(config, [args.vs] if args.vs else [], classes, options)
+                        for side in benchmark.contenders(
+                            config, [args.vs] if args.vs else [], classes, options, args.runtimes, args.checkpoint
+                        )
                     ]
                     benchmark.compare(case, models, args.repeat, not args.no_memory, peak)
                     records.append(benchmark.record(case, models))

@@ -1,6 +1,6 @@
 """Measure models side by side: same weights, same data, one process, taking turns."""
 
-from .cases import DTYPES, MODES, Case, Contender, contenders, load_config
+from .cases import DTYPES, MODES, VARIANTS, Case, Contender, contenders, load_config
 from .measure import compare, machine, matmul_peak, timed
 from .pipeline import loader
 from .report import number, plot, record, table, write_json
@@ -9,6 +9,7 @@ from .workload import Workload, device, float32_products, prepare
 __all__ = [
     'DTYPES',
     'MODES',
+    'VARIANTS',
     'Case',
     'Contender',
     'Workload',

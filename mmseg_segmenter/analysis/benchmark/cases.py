@@ -5,7 +5,7 @@ import os
 import statistics
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import mmengine.hub
 import torch
@@ -17,6 +17,25 @@ from ..baseline import heads, on_mmseg
 MODES = ('forward', 'backbone', 'train', 'slide', 'tta')
 # The dtype of tensors. 'tf32' computes float32 products in TensorFloat-32, 'fp16' and 'bf16' run under autocast.
 DTYPES = dict(float32=torch.float32, tf32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
+
+
+class Variant(NamedTuple):
+    """What runs a model, and in which precision (see ``deployment.load_network``)."""
+
+    runtime: str
+    precision: str = 'fp32'
+    compile: bool = False
+
+
+VARIANTS = {
+    'torch': Variant('torch'),
+    'compile': Variant('torch', compile=True),
+    'bf16': Variant('torch', 'bf16'),
+    'onnxruntime': Variant('onnxruntime'),
+    'openvino': Variant('openvino'),
+    'openvino-bf16': Variant('openvino', 'bf16'),
+    'openvino-int8': Variant('openvino', 'int8'),
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +52,8 @@ class Case:
         num_classes: number of classes of all heads; None keeps the config's.
         dtype: one of ``DTYPES``.
         compile: whether to compile the backbone and the head.
+        images: files of images, instead of random ones. They are resized to
+            ``size``. The first ones are timed; labels are compared on all.
     """
 
     mode: str
@@ -41,6 +62,7 @@ class Case:
     num_classes: int | None = None
     dtype: str = 'float32'
     compile: bool = False
+    images: tuple[str, ...] = ()
 
     @property
     def autocast(self) -> str | None:
@@ -55,6 +77,9 @@ class Contender:
     Attributes:
         name: the config, and the library if it is not this one.
         config: config of the model.
+        variant: what runs it, one of ``VARIANTS``.
+        checkpoint: file of its weights; default random ones.
+        network: file of the network for another runtime than torch.
         kind: ``'ours'``, ``'mmseg'``, ``'timm'`` or ``'transformers'``, the
             library whose classes run.
         shares_weights: take the weights of the nearest contender before this
@@ -71,6 +96,9 @@ class Contender:
         agreement: largest difference of the outputs (``'forward'``,
             ``'backbone'``), share of equal labels (``'slide'``, ``'tta'``), or
             difference of the losses (``'train'``).
+        equal_labels: share of pixels of the given images whose labels are
+            those of the model that ``agreement`` is with.
+        file_mb: size of ``network`` in MB, with its weights.
         error: why there are no times.
     """
 
@@ -78,6 +106,9 @@ class Contender:
     config: ConfigDict
     kind: str = 'ours'
     shares_weights: bool = False
+    variant: str = 'torch'
+    checkpoint: str | None = None
+    network: str | None = None
     seconds: list[float] = field(default_factory=list)
     first_seconds: float | None = None
     peak_gb: float | None = None
@@ -86,6 +117,8 @@ class Contender:
     gflops: float | None = None
     peak_share: float | None = None
     agreement: float | None = None
+    equal_labels: float | None = None
+    file_mb: float | None = None
     error: str | None = None
 
     @property
@@ -95,9 +128,14 @@ class Contender:
 
 
 def contenders(
-    config: str, against: Collection[str] = (), num_classes: int | None = None, options: Any = None
+    config: str,
+    against: Collection[str] = (),
+    num_classes: int | None = None,
+    options: Any = None,
+    variants: Collection[str] = (),
+    checkpoint: str | None = None,
 ) -> list[Contender]:
-    """Return the model of a config, with the same model of other libraries beside it.
+    """Return the model of a config, with the same model of other libraries and in other runtimes beside it.
 
     Args:
         config: path of a config, or ``mmseg::...``.
@@ -106,6 +144,8 @@ def contenders(
             classes come first, as the baseline.
         num_classes: number of classes of all heads; None keeps the config's.
         options: overrides of config entries.
+        variants: what else runs the model, out of ``VARIANTS``.
+        checkpoint: file of the weights; default random ones.
 
     Raises:
         FileNotFoundError: the config does not exist.
@@ -123,13 +163,17 @@ def contenders(
         for head in heads(model):
             head.num_classes = num_classes
     stem = os.path.splitext(os.path.basename(config))[0]
-    ours = Contender(stem, model, shares_weights='mmseg' in against)
+    ours = Contender(stem, model, shares_weights='mmseg' in against, checkpoint=checkpoint)
     found = [ours]
+    found += [
+        Contender(f'{stem} ({variant})', model, shares_weights=True, variant=variant, checkpoint=checkpoint)
+        for variant in variants
+    ]
     if 'mmseg' in against:
         # mmseg does not know these keys; with them the two would compute different results.
         for key in ('size_divisor', 'upscale_small'):
             model.test_cfg.pop(key, None)
-        found.insert(0, Contender(f'{stem} (mmseg)', on_mmseg(model), 'mmseg'))
+        found.insert(0, Contender(f'{stem} (mmseg)', on_mmseg(model), 'mmseg', checkpoint=checkpoint))
     for kind in ('timm', 'transformers'):
         if kind in against:
             found.append(Contender(f'{stem} ({kind})', copy.deepcopy(model), kind, shares_weights=True))

@@ -1,5 +1,6 @@
 """Time, memory and agreement of the contenders in a case."""
 
+import contextlib
 import gc
 import os
 import platform
@@ -18,10 +19,13 @@ from mmengine.config import ConfigDict
 from torch import Tensor
 
 from ... import __version__
-from .cases import DTYPES, Case, Contender
+from ...errors import UserError
+from .cases import DTYPES, VARIANTS, Case, Contender
+from .networks import size_mb, write_network
 from .workload import Workload, device, float32_products, prepare
 
 LEAST_ROUNDS = 3
+_SETTLE_SECONDS = 0.3
 
 
 def timed(run: Callable[[], Any]) -> float:
@@ -101,16 +105,31 @@ def compare(
             ``LEAST_ROUNDS`` rounds.
         keep_going: note any exception of a model as its ``error``.
     """
-    if case.compile:
+    if case.compile or any(VARIANTS[side.variant].compile for side in models):
         torch.compiler.reset()  # models of earlier cases would count towards the limit of recompilations
+    with tempfile.TemporaryDirectory() as folder:
+        _compare(case, models, repeats, with_memory, peak, seconds, keep_going, folder)
+
+
+def _compare(
+    case: Case,
+    models: list[Contender],
+    repeats: int,
+    with_memory: bool,
+    peak: float | None,
+    seconds: float | None,
+    keep_going: bool,
+    folder: str,
+) -> None:
     entries = [_Entry(side) for side in models]
-    _build_all(case, entries, keep_going)
+    _build_all(case, entries, keep_going, folder)
     if case.mode == 'train':
         for entry in entries:
             _attempt(entry, _measure_loss, keep_going)
     for entry in entries:
         _attempt(entry, _run_first, keep_going)
     _compare_outputs(case, entries)
+    _compare_labels(case, entries)
     if with_memory and device() == 'cuda':
         for entry in entries:
             _attempt(entry, _measure_gpu_memory, keep_going)
@@ -126,11 +145,17 @@ def compare(
                 side.model_gb, side.peak_gb = peak_in_a_process(case, side)
 
 
-def _build_all(case: Case, entries: list[_Entry], keep_going: bool) -> None:
-    weights = None
+def _build_all(case: Case, entries: list[_Entry], keep_going: bool, folder: str) -> None:
+    weights, leader = None, None
 
     def build(entry: _Entry) -> None:
         before = _allocated()
+        if VARIANTS[entry.side.variant].runtime != 'torch' and entry.side.network is None:
+            if leader is None:
+                raise UserError(f'{entry.side.name}: no model before it in torch, from which its network is made')
+            images = leader.calibration_images()
+            entry.side.network = write_network(leader.model, entry.side.variant, folder, images)
+            entry.side.file_mb = size_mb(entry.side.network)
         entry.workload = Workload(case, entry.side, weights if entry.side.shares_weights else None)
         entry.own_bytes = _allocated() - before
         entry.side.parameters = sum(p.numel() for p in entry.workload.model.parameters())
@@ -141,7 +166,8 @@ def _build_all(case: Case, entries: list[_Entry], keep_going: bool) -> None:
         entry.side.error = None
         _attempt(entry, build, keep_going)
         if not entry.side.shares_weights:
-            weights = None if entry.workload is None else entry.workload.model.state_dict()
+            leader = entry.workload
+            weights = None if leader is None else leader.model.state_dict()
 
 
 def _attempt(entry: _Entry, step: Callable[[_Entry], None], keep_going: bool) -> None:
@@ -202,6 +228,20 @@ def _compare_outputs(case: Case, entries: list[_Entry]) -> None:
         entry.output = None
 
 
+def _compare_labels(case: Case, entries: list[_Entry]) -> None:
+    """Compare the labels of the images of a case with those of the first model."""
+    working = [entry for entry in entries if entry.workload is not None]
+    if not case.images or not working:
+        return
+    equal = dict.fromkeys(range(1, len(working)), 0.0)
+    for path in case.images:
+        expected, *found = (entry.workload.segment(path) for entry in working if entry.workload is not None)
+        for i, labels in enumerate(found, 1):
+            equal[i] += labels.eq(expected).float().mean().item()
+    for i, share in equal.items():
+        working[i].side.equal_labels = share / len(case.images)
+
+
 def _agreement(case: Case, one: _Entry, other: _Entry) -> float | None:
     if case.mode == 'train':
         return None if one.loss is None or other.loss is None else abs(other.loss - one.loss)
@@ -228,8 +268,14 @@ def _measure_gpu_memory(entry: _Entry) -> None:
 
 
 def _take_turns(entries: list[_Entry], repeats: int, seconds: float | None, keep_going: bool) -> None:
+    # Each runtime has threads of its own, which wait for work by spinning, and weights of its own in the caches.
+    several = len({VARIANTS[entry.side.variant].runtime for entry in entries}) > 1
+
     def repeat(entry: _Entry) -> None:
         assert entry.workload is not None
+        if several:
+            time.sleep(_SETTLE_SECONDS)
+            entry.workload()
         entry.side.seconds.append(timed(entry.workload))
 
     started = time.perf_counter()
@@ -262,7 +308,7 @@ def peak_in_a_process(case: Case, side: Contender) -> tuple[float, float]:
     """
     with tempfile.TemporaryDirectory() as folder:
         request = os.path.join(folder, 'request.pt')
-        torch.save((asdict(case), side.config.to_dict(), side.kind), request)
+        torch.save((asdict(case), dict(asdict(side), config=side.config.to_dict())), request)
         code = (
             'import sys; from mmseg_segmenter.analysis.benchmark.measure import _report_peak; _report_peak(sys.argv[1])'
         )
@@ -276,12 +322,20 @@ def peak_in_a_process(case: Case, side: Contender) -> tuple[float, float]:
 def _report_peak(request: str) -> None:
     prepare()
     # written by this process's parent; configs hold classes
-    case, config, kind = torch.load(request, weights_only=False)
-    workload = Workload(Case(**case), Contender('', ConfigDict(config), kind), count_flops=False)
+    case, side = torch.load(request, weights_only=False)
+    workload = Workload(Case(**case), Contender(**{**side, 'config': ConfigDict(side['config'])}), count_flops=False)
+    _forget_peak()
     before = memory_gb()
     for _ in range(2):
         workload()
     print(before, memory_gb())
+
+
+def _forget_peak() -> None:
+    """Begin a new peak of memory: what builds a model is no part of running it."""
+    gc.collect()
+    with contextlib.suppress(OSError), open('/proc/self/clear_refs', 'w') as file:
+        file.write('5')
 
 
 def machine() -> dict[str, Any]:

@@ -17,8 +17,14 @@ def table(case: Case, models: list[Contender]) -> str:
     head += ', compiled' if case.compile else ''
     agreement = dict(forward='max diff', backbone='max diff', train='loss diff').get(case.mode, 'equal px')
     columns = ['', 'median s', 'images/s', 'speed', 'peak GB', 'over model', 'params M', 'GFLOP', 'of peak', agreement]
+    optional = [
+        ('equal labels', [number(side.equal_labels, '.2%') for side in models]),
+        ('file MB', [number(side.file_mb, '.1f') for side in models]),
+    ]
+    optional = [(name, values) for name, values in optional if set(values) != {'-'}]
+    columns += [name for name, _ in optional]
     rows, base = [columns], models[0].median
-    for side in models:
+    for i, side in enumerate(models):
         if side.median is None:
             rows.append([side.name, side.error or 'not run', *[''] * (len(columns) - 2)])
             continue
@@ -35,6 +41,7 @@ def table(case: Case, models: list[Contender]) -> str:
                 number(side.gflops, '.1f'),
                 number(side.peak_share, '.0%'),
                 number(side.agreement, '.4%' if agreement == 'equal px' else '.2g'),
+                *(values[i] for _, values in optional),
             ]
         )
     return f'{head}\n{format_table(rows)}'
@@ -66,7 +73,11 @@ def plot(path: str, records: list[dict[str, Any]]) -> None:
     from ...visualization.plots import new_figure
 
     lines: dict[str, list[tuple[float, float, float | None]]] = {}
-    varied = [key for key in records[0]['case'] if key != 'size' and len({r['case'][key] for r in records}) > 1]
+    varied = [
+        key
+        for key in records[0]['case']
+        if key not in ('size', 'images') and len({r['case'][key] for r in records}) > 1
+    ]
     for r in records:
         megapixels = r['case']['size'][0] * r['case']['size'][1] / 1e6
         for side in r['contenders']:

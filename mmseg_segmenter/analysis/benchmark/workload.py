@@ -5,11 +5,13 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import mmcv
 import mmengine
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
+from mmengine.runner import load_checkpoint
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
@@ -18,8 +20,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ...deployment.runtimes import RuntimeNetwork, load_network, release_weights
 from ...engine.precision import compile_parts, enable_amp
-from .cases import DTYPES, Case, Contender
+from ...errors import UserError
+from .cases import DTYPES, VARIANTS, Case, Contender
 from .foreign import ForeignBackbone
 
 TTA_RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # segm/eval/miou.py
@@ -70,6 +74,7 @@ class Workload:
         model: the model.
         gflops: GFLOP of the matrix products of one run, or None if not counted.
         loaded: whether ``weights`` were loaded.
+        autocast: precision of autocast, if any.
     """
 
     def __init__(
@@ -83,10 +88,17 @@ class Workload:
         torch.manual_seed(0)
         with torch.device(device()):
             self.model = _build_model(case, contender).to(device())
+        if contender.checkpoint is not None:
+            load_checkpoint(self.model, contender.checkpoint, map_location='cpu', logger='silent')
         self.loaded = weights is not None and _load(self.model, weights)
         self.gflops = self._count_gflops() if count_flops and case.mode in _PASSES else None
         self.model.train(case.mode == 'train')
-        if case.compile:
+        runtime, precision, compiled = VARIANTS[contender.variant]
+        self.autocast = case.autocast or (precision if runtime == 'torch' and precision != 'fp32' else None)
+        if runtime != 'torch':
+            self.model.head_logits = load_network(self.model, runtime, precision, contender.network)
+            release_weights(self.model)
+        if case.compile or compiled:
             self.model.compile() if case.mode == 'backbone' else compile_parts(self.model)
         self._make_data()
         self.wrapper = _optimizer(self.model, case) if case.mode == 'train' else None
@@ -98,9 +110,11 @@ class Workload:
         generator = torch.Generator().manual_seed(1)
         shape = (case.batch_size, 3, *case.size)
         images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        if case.images:
+            images = torch.stack([_read_image(path, case.size) for path in case.images[: case.batch_size]])
         self.images = list(images)
         if case.mode in ('forward', 'backbone'):
-            self.inputs = images.to(device()).float() / 127.5 - 1
+            self.inputs = self._preprocess(images) if case.images else images.to(device()).float() / 127.5 - 1
             return
         shape = (case.batch_size, 1, *case.size)
         self.labels = torch.randint(0, self.model.num_classes, shape, generator=generator)
@@ -123,12 +137,26 @@ class Workload:
         )
         return [SegDataSample(metainfo=info, gt_sem_seg=PixelData(data=label)) for label in self.labels]
 
+    def _preprocess(self, images: Tensor) -> Tensor:
+        inputs: Tensor = self.model.data_preprocessor(dict(inputs=list(images)), False)['inputs']
+        return inputs
+
+    def calibration_images(self) -> Tensor:
+        """Return normalised images (N, 3, H, W) as the network sees them."""
+        case = self.case
+        images = [_read_image(path, case.size) for path in case.images] or self.images
+        inputs = self._preprocess(torch.stack(images))
+        if case.mode == 'forward' or self.model.test_cfg.mode == 'whole':
+            return inputs
+        height, width = self.model.test_cfg.crop_size
+        return inputs[..., :height, :width]
+
     def _data(self) -> dict[str, Any]:
         return dict(inputs=list(self.images), data_samples=self._samples(self.case.size))
 
     @contextlib.contextmanager
     def _precision(self) -> Iterator[None]:
-        autocast = torch.autocast(device(), DTYPES[self.case.dtype]) if self.case.autocast else contextlib.nullcontext()
+        autocast = torch.autocast(device(), DTYPES[self.autocast]) if self.autocast else contextlib.nullcontext()
         with float32_products(self.case.dtype == 'tf32'), autocast:
             yield
 
@@ -156,10 +184,25 @@ class Workload:
             return [result.pred_sem_seg.data.flatten() for result in results]
 
     def _network(self, inputs: Tensor) -> Tensor:
+        if isinstance(getattr(self.model, 'head_logits', None), RuntimeNetwork):
+            return self.model.head_logits(inputs)
         if self.case.mode != 'backbone':
             return self.model(inputs, mode='tensor')
         output = self.model(inputs)
         return output[-1] if isinstance(output, tuple) else output
+
+    @torch.no_grad()
+    def segment(self, path: str) -> Tensor:
+        """Return the labels of an image file at the size of the case, flattened."""
+        image = _read_image(path, self.case.size)
+        with self._precision():
+            if self.case.mode != 'forward':
+                (result,) = self.model.test_step(dict(inputs=[image], data_samples=self._samples(self.case.size)[:1]))
+                labels: Tensor = result.pred_sem_seg.data
+            else:
+                logits = self._network(self._preprocess(image[None])).float()
+                labels = nn.functional.interpolate(logits, self.case.size, mode='bilinear').argmax(dim=1)
+        return labels.flatten()
 
     @torch.no_grad()
     def loss(self) -> float:
@@ -188,6 +231,14 @@ def _build_model(case: Case, contender: Contender) -> Any:
     if contender.kind in ('timm', 'transformers'):
         return ForeignBackbone(contender.kind, config.backbone, case.size)
     return MODELS.build(config.backbone)
+
+
+def _read_image(path: str, size: tuple[int, int]) -> Tensor:
+    """Return an image file as (3, height, width) uint8, in BGR order."""
+    image = mmcv.imread(path)
+    if image is None:
+        raise UserError(f'{path} is not an image')
+    return torch.from_numpy(mmcv.imresize(image, size[::-1])).permute(2, 0, 1)
 
 
 def _load(model: nn.Module, weights: Mapping[str, Tensor]) -> bool:
