@@ -7,6 +7,7 @@ ADDRESS="${MASTER_ADDR:-127.0.0.1}" PORT="${PORT:-29500}"
 if [[ "${MAX_RESTARTS:-0}" != 0 ]]; then
     # With the static rendezvous, processes that are started again find the addresses of dead ones, and other machines
     # do not hear of a restart.
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # else gloo may find old addresses even so
     RENDEZVOUS=(--rdzv_backend=c10d --rdzv_endpoint="$ADDRESS:$PORT" --rdzv_id="${RUN_ID:-mmseg_segmenter}")
 else
     RENDEZVOUS=(--node_rank="${NODE_RANK:-0}" --master_addr="$ADDRESS" --master_port="$PORT")
