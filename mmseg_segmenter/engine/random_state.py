@@ -44,19 +44,28 @@ def isolated_random() -> Iterator[None]:
         set_random_state(state)
 
 
-@contextmanager
-def seeded_random(*entropy: int) -> Iterator[None]:
-    """Seed the generators on the CPU within the context, and restore them after it.
+def seed_random(*entropy: int) -> None:
+    """Seed the generators of Python, numpy, and torch on the CPU.
 
     Args:
         entropy: integers from 0 that together make the seed. Different ones give independent numbers.
     """
-    python, legacy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     words = np.random.SeedSequence(entropy).generate_state(8)
     random.seed(words[:2].tobytes())
     np.random.seed(words[2:6])
     # not torch.manual_seed, which would seed the GPUs as well
     torch.default_generator.manual_seed(int(words[6:].view(np.uint64)[0] >> np.uint64(1)))
+
+
+@contextmanager
+def seeded_random(*entropy: int) -> Iterator[None]:
+    """Seed these generators within the context, and restore them after it, which takes numpy 0.3 ms.
+
+    Args:
+        entropy: as in :func:`seed_random`.
+    """
+    python, legacy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed_random(*entropy)
     try:
         yield
     finally:

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from mmengine.dist import get_dist_info
 from mmengine.runner import BaseLoop
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from ..errors import UserError
 from .preemption import SIGNALS
-from .random_state import seeded_random
+from .random_state import seed_random, seeded_random
 
 
 class Place(NamedTuple):
@@ -55,7 +55,11 @@ class SeededDataset:
 
     def __getitem__(self, place: Place) -> Any:
         """Load a sample."""
-        with seeded_random(self.seed, place.epoch, place.position):
+        entropy = self.seed, place.epoch, place.position
+        if get_worker_info() is not None:  # nothing else in a worker draws numbers
+            seed_random(*entropy)
+            return self.dataset[place.sample]
+        with seeded_random(*entropy):
             return self.dataset[place.sample]
 
 
