@@ -1,5 +1,6 @@
 """The figures of attention, features and classes, as a user asks for them."""
 
+import re
 import runpy
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from PIL import Image
 
-from mmseg_segmenter.analysis.inspection import figures, network_image
+from mmseg_segmenter.analysis.inspection import encoder_attention, figures, network_image
 from mmseg_segmenter.apis import Predictor
+from mmseg_segmenter.errors import UserError
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'analysis_tools' / 'attention_maps.py'
 CLASSES = ('car', 'road', 'sky', 'tree', 'wall')
@@ -159,3 +161,24 @@ def test_pixels_and_patches_fit_together(folder):
     y, x = divmod(int(seen.on_image(maps).argmax()), 120)
     assert seen.patch_at(x, y) == (1, 4)
     assert figures.class_number(CLASSES, 'tree') == 3
+
+
+def test_the_example_of_the_documentation(folder):
+    text = (TOOL.parents[2] / 'docs' / 'attention.md').read_text(encoding='utf-8')
+    names: dict = {}
+    exec(re.search(r'```python\n(.*?)```', text, re.S)[1], names)
+    predictor = Predictor(folder / 'model.py', folder / 'model.pth', device='cpu')
+    weights = names['attention_of_pixel'](predictor, str(folder / 'image.png'), 119, 69)
+    seen = network_image(predictor, folder / 'image.png')
+    assert torch.equal(weights, encoder_attention(predictor.model, seen.inputs)[0, :, -1, -24:].unflatten(1, (4, 6)))
+
+
+def test_no_class_token(folder, tmp_path):
+    predictor = Predictor(
+        folder / 'model.py', folder / 'model.pth', device='cpu', cfg_options={'model.backbone.with_cls_token': False}
+    )
+    with pytest.raises(UserError, match='the backbone SegmenterViT has no class token in its blocks'):
+        figures.save_attention(
+            str(tmp_path / 'a.png'), predictor, folder / 'image.png', figures.Subject(class_token=True)
+        )
+    assert not list(tmp_path.iterdir())

@@ -67,17 +67,18 @@ def save_attention(
         UserError: no such layer, head, class or pixel, the image cannot be read, or ``path`` cannot be written.
     """
     check_figure(path)
-    model, decoder = predictor.model, subject.class_name is not None
-    query, patch = 0, None
-    if subject.class_name is not None:
-        names = predictor.classes.names
-        query = class_number(names, subject.class_name) - len(names)
+    model, decoder, patch = predictor.model, subject.class_name is not None, None
     seen = network_image(predictor, image)
     h, w = seen.grid
-    if subject.pixel is not None:
+    if subject.class_name is not None:
+        names = predictor.classes.names
+        query, who = class_number(names, subject.class_name) - len(names), f'class {subject.class_name}'
+    elif subject.pixel is not None:
         patch = seen.patch_at(*subject.pixel)
-        query = (patch.row - h) * w + patch.column
-    if subject.class_token and not getattr(model.backbone, 'with_cls_token', True):
+        query, who = (patch.row - h) * w + patch.column, f'patch at {subject.pixel[0]:g},{subject.pixel[1]:g}'
+    elif getattr(model.backbone, 'with_cls_token', True):
+        query, who = 0, 'class token'
+    else:
         raise UserError(f'the backbone {type(model.backbone).__name__} has no class token in its blocks')
     if rollout:
         if head != 'mean':
@@ -85,17 +86,14 @@ def save_attention(
         weights = attention_rollout(model, seen.inputs, layer, query, decoder)
     else:
         weights = (decoder_attention if decoder else encoder_attention)(model, seen.inputs, layer, query)[0]
-    first = 0 if decoder else weights.shape[-1] - h * w
-    maps = weights[:, first : first + h * w].unflatten(1, (h, w))
-    who = (
-        f'class {subject.class_name}' if decoder else 'class token' if patch is None else
-        'patch at {:g},{:g}'.format(*(subject.pixel or ()))
-    )  # fmt: skip
+    patches = weights[:, : h * w] if decoder else weights[:, -h * w :]
+    maps, titles = patches.unflatten(1, (h, w)), ['rollout']
+    if not rollout:
+        maps, titles = _chosen_heads(maps, head)
     stack = model.decode_head.layers if decoder else model.backbone.layers
-    where = f'{"decoder" if decoder else "encoder"} layer {_number(stack, layer)}'
-    maps, titles = (maps, ['rollout']) if rollout else _chosen_heads(maps, head)
+    title = f'{who}, {"decoder" if decoder else "encoder"} layer {_number(stack, layer)}'
     # 1 is the attention of a token that looks at all tokens alike.
-    save_maps(path, seen, maps * weights.shape[-1], titles, f'{who}, {where}', patch, 'attention (1: uniform)')
+    save_maps(path, seen, maps * weights.shape[-1], titles, title, patch, 'attention (1: uniform)')
 
 
 def _chosen_heads(maps: Tensor, head: str) -> tuple[Tensor, list[str]]:
