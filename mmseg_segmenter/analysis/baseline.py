@@ -7,6 +7,7 @@ from mmengine.config import ConfigDict
 from mmseg.models.backbones.vit import VisionTransformer
 from mmseg.models.decode_heads import FCNHead
 from mmseg.models.decode_heads.segmenter_mask_head import SegmenterMaskTransformerHead
+from mmseg.models.losses import CrossEntropyLoss
 from mmseg.models.segmentors import EncoderDecoder
 
 from ..errors import UserError
@@ -41,6 +42,11 @@ def on_mmseg(model: ConfigDict) -> ConfigDict:
         elif head.type == 'LinearHead':
             head.update(type=FCNHead, num_convs=0, kernel_size=1, concat_input=False, channels=head.in_channels)
             head.setdefault('dropout_ratio', 0.0)
+        loss = head.setdefault('loss_decode', ConfigDict(type='CrossEntropyLoss'))
+        for one in loss if isinstance(loss, list) else [loss]:
+            if one.type == 'CrossEntropyLoss':
+                one.type = CrossEntropyLoss
+                one.pop('avg_over', None)
     keep = ('mode', 'crop_size', 'stride')
     model.test_cfg = ConfigDict({k: v for k, v in model.test_cfg.items() if k in keep})
     return model
