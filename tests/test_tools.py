@@ -118,6 +118,17 @@ def test_mixed_precision(config, trained, tmp_path):
     assert len(scores(tested, 'test')) == 1
 
 
+def test_another_runtime(config, trained, tmp_path):
+    """float32 has the scores of torch."""
+    pytest.importorskip('onnxruntime')
+    pytest.importorskip('openvino')
+    tested = run(
+        sys.executable, ROOT / 'tools/test.py', config, trained[0] / 'iter_6.pth', '--runtime', 'openvino',
+        '--work-dir', tmp_path,
+    )  # fmt: skip
+    assert scores(tested, 'test') == scores(trained[1], 'val')[-1:]
+
+
 def test_killed_training_resumes(config, tmp_path):
     command = [sys.executable, str(ROOT / 'tools/train.py'), str(config), '--work-dir', str(tmp_path)]
     env = {**os.environ, 'PYTHONPATH': str(ROOT), 'CUDA_VISIBLE_DEVICES': ''}

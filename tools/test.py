@@ -17,6 +17,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--amp', action='store_true', help='use half precision: fp16 on a GPU, bf16 on a CPU')
     parser.add_argument('--compile', action='store_true', help='compile backbone and head (torch.compile)')
     parser.add_argument(
+        '--runtime', choices=['torch', 'onnxruntime', 'openvino'], default='torch',
+        help='what runs the network (default: torch); the others run on the CPU',
+    )  # fmt: skip
+    parser.add_argument(
+        '--precision', choices=['fp32', 'bf16', 'fp16', 'int8'],
+        help='of the network in another runtime than torch (default: fp32); int8 needs --network',
+    )  # fmt: skip
+    parser.add_argument('--network', metavar='FILE', help='the network, exported for the runtime')
+    parser.add_argument(
         '--tta', action='store_true', help='average predictions over scales and flips (tta_pipeline of the config)'
     )
     parser.add_argument(
@@ -28,7 +37,12 @@ def parse_args() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.runtime == 'torch' and (args.precision or args.network):
+        parser.error('--precision and --network are for --runtime onnxruntime and openvino')
+    if args.runtime != 'torch' and (args.amp or args.compile):
+        parser.error('--amp and --compile are for --runtime torch')
+    return args
 
 
 def main() -> None:
@@ -45,6 +59,10 @@ def main() -> None:
             engine.enable_drawing(cfg, args.show_dir, args.show, args.wait_time)
         if args.amp:
             engine.enable_test_amp(cfg)
+        if args.runtime != 'torch':
+            from mmseg_segmenter.deployment.hook import enable_runtime
+
+            enable_runtime(cfg, args.runtime, args.precision, args.network)
         if args.tta:
             engine.enable_tta(cfg)
         if args.out:
