@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from PIL import Image
+from torch.testing import assert_close
 
 from mmseg_segmenter.analysis.inspection import encoder_attention, figures, network_image
 from mmseg_segmenter.apis import Predictor
@@ -170,7 +171,8 @@ def test_the_example_of_the_documentation(folder):
     predictor = Predictor(folder / 'model.py', folder / 'model.pth', device='cpu')
     weights = names['attention_of_pixel'](predictor, str(folder / 'image.png'), 119, 69)
     seen = network_image(predictor, folder / 'image.png')
-    assert torch.equal(weights, encoder_attention(predictor.model, seen.inputs)[0, :, -1, -24:].unflatten(1, (4, 6)))
+    expected = encoder_attention(predictor.model, seen.inputs)[0, :, -1, -24:].unflatten(1, (4, 6))
+    assert_close(weights, expected, atol=1e-6, rtol=0)
 
 
 def test_no_class_token(folder, tmp_path):
@@ -182,3 +184,12 @@ def test_no_class_token(folder, tmp_path):
             str(tmp_path / 'a.png'), predictor, folder / 'image.png', figures.Subject(class_token=True)
         )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(('height', 'width'), [(300, 40), (40, 300)])
+def test_figures_of_long_images_fit_a_screen(folder, tmp_path, height, width):
+    predictor = Predictor(folder / 'model.py', folder / 'model.pth', device='cpu')
+    image = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    figures.save_attention(str(tmp_path / 'a.png'), predictor, image, figures.Subject(pixel=(30, 30)), head='all')
+    with Image.open(tmp_path / 'a.png') as picture:
+        assert 300 < picture.width < 2200 and 150 < picture.height < 2200

@@ -299,7 +299,8 @@ def _panels(count: int, shape: tuple[int, ...], title: str) -> tuple[Figure, lis
     """Return a figure with a grid of panels for pictures (height, width, 3)."""
     columns = min(count, 2 if count == 2 else 4 if count > 6 else 3)
     rows = -(-count // columns)
-    width = 5.5 if count <= 2 else 4.0
+    side = 5.5 if count <= 2 else 4.0  # inches
+    width = max(min(side, 1.25 * side * shape[1] / shape[0]), side / 5)  # smaller for pictures that are high
     figure = plots.new_figure(width * columns, rows * (width * shape[0] / shape[1] * 0.92 + 0.4))
     return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
 
