@@ -1,6 +1,7 @@
 """Start the server of the page; what ``tools/app.py`` does."""
 
 import argparse
+import contextlib
 import ipaddress
 import os
 import signal
@@ -190,6 +191,7 @@ class LimitBody:
         if scope['type'] != 'http':
             return await self._app(scope, receive, send)
         from fastapi import HTTPException
+        from starlette.requests import ClientDisconnect
 
         length = dict(scope['headers']).get(b'content-length', b'')
         if length.isdigit() and int(length) > self._max_bytes:
@@ -206,4 +208,5 @@ class LimitBody:
                 raise HTTPException(413, 'the request is too large')
             return message
 
-        await self._app(scope, limited, send)
+        with contextlib.suppress(ClientDisconnect):  # an upload that breaks off is no error of the server
+            await self._app(scope, limited, send)
