@@ -45,13 +45,15 @@ def test_torchrun(call, script, arguments, tool):
     start = ['python', '-m', 'torch.distributed.run', '--nnodes=1', '--nproc_per_node=2']
     own = ['--node_rank=0', '--master_addr=127.0.0.1', '--master_port=29500', '--max_restarts=0']
     assert call(script, *arguments) == [*start, *own, *end]
-    own = ['--rdzv_backend=c10d', '--rdzv_endpoint=127.0.0.1:29500', '--rdzv_id=mmseg_segmenter', '--max_restarts=2']
+    own = ['--rdzv_backend=c10d', '--rdzv_endpoint=127.0.0.1:29500', '--rdzv_id=mmseg_segmenter']
+    own += ['--rdzv_conf=is_host=1', '--max_restarts=2']
     assert call(script, *arguments, MAX_RESTARTS='2') == [*start, *own, *end]
     start[3] = '--nnodes=3'
     env = dict(NNODES='3', NODE_RANK='1', MASTER_ADDR='10.0.0.1', PORT='7')
     own = ['--node_rank=1', '--master_addr=10.0.0.1', '--master_port=7', '--max_restarts=0']
     assert call(script, *arguments, **env) == [*start, *own, *end]
-    own = ['--rdzv_backend=c10d', '--rdzv_endpoint=10.0.0.1:7', '--rdzv_id=mmseg_segmenter', '--max_restarts=2']
+    own = ['--rdzv_backend=c10d', '--rdzv_endpoint=10.0.0.1:7', '--rdzv_id=mmseg_segmenter']
+    own += ['--rdzv_conf=is_host=0', '--max_restarts=2']
     assert call(script, *arguments, **env, MAX_RESTARTS='2') == [*start, *own, *end]
 
 

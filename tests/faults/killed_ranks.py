@@ -17,6 +17,8 @@ import torch
 from processes import free_port, process_of_rank
 from tiny_training import training_config, write_dataset
 
+from mmseg_segmenter.checkpoints.read import read_tensors
+
 ROOT = Path(__file__).parent.parent.parent
 PROCESSES = 2
 
@@ -42,12 +44,24 @@ def wait_for_checkpoint(run: subprocess.Popen[bytes], work_dir: Path, after: str
     raise RuntimeError(f'no checkpoint after {after or "the start"}')
 
 
+def wait_for_rank(rank: int, work_dir: Path) -> int:
+    """Return the ID of a process, also if the other one saved before it ended, and torchrun has to start both first."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return process_of_rank(rank, work_dir)
+        except LookupError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--times', type=int, default=20)
     times, choose = parser.parse_args().times, random.Random(0)
     checkpoint = dict(_delete_=True, type='SegmenterCheckpointHook', by_epoch=False, interval=10, max_keep_ckpts=2)
-    iterations = 20 * times + 100
+    iterations = 30 * times + 100
     options = {
         'train_cfg.max_iters': iterations, 'train_cfg.val_interval': iterations,
         'default_hooks.checkpoint': checkpoint, 'model.decode_head.drop_rate': 0.1,
@@ -61,12 +75,12 @@ def main() -> None:
                 last = wait_for_checkpoint(run, work_dir, last)
                 time.sleep(choose.uniform(0, 0.3))
                 ranks.append(choose.randrange(PROCESSES))
-                os.kill(process_of_rank(ranks[-1], work_dir), signal.SIGKILL)
+                os.kill(wait_for_rank(ranks[-1], work_dir), signal.SIGKILL)
             assert run.wait(600) == 0, log.read_text()
             named = [f'failed (exitcode: -9) local_rank: {rank}' for rank in ranks]
             assert [line.partition('] ')[2].partition(' (pid')[0] for line in log.read_text().splitlines()
                     if 'exitcode: -9' in line] == named  # fmt: skip
-            weights.append(torch.load(work_dir / f'iter_{iterations}.pth', weights_only=True)['state_dict'])
+            weights.append(read_tensors(str(work_dir / f'iter_{iterations}.pth')))
     different = [name for name, value in weights[0].items() if not torch.equal(value, weights[1][name])]
     assert not different, different
     print(f'{times} processes of {PROCESSES} killed: each was named, and the weights are those without kills')
