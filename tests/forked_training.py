@@ -141,6 +141,8 @@ def fork(function: Callable[[], None], log: Path) -> int:
     code = 1
     try:
         os.setsid()  # so that all of it can be killed
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests run in the background
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(output, 1)
         os.dup2(output, 2)

@@ -9,10 +9,15 @@ from mmseg_segmenter.engine.preemption import StopSignals
 
 @pytest.fixture
 def signals():
+    # ignored if the tests run in the background or with nohup
+    numbers = (signal.SIGINT, signal.SIGHUP)
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
     found = StopSignals()
     found.install()
     yield found
     found.restore()
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
@@ -32,7 +37,7 @@ def test_second_interrupt_stops_at_once(signals, monkeypatch):
 
 
 def test_handlers_are_given_back():
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     signals = StopSignals()
     signals.install()
     assert all(signal.getsignal(number) != handler for number, handler in before.items())
