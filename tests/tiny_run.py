@@ -80,6 +80,24 @@ def tiny_config(num_classes: int = 5, mode: str = 'slide', **changes: Any) -> Co
     return cfg
 
 
+def dataset_config(root: Path) -> Config:
+    """Return a config whose training set is the PNG files in ``images`` and ``labels`` of a folder."""
+    cfg = tiny_config()
+    cfg.train_dataloader = dict(
+        batch_size=1,
+        dataset=dict(
+            type='BaseSegDataset',
+            data_root=str(root),
+            data_prefix=dict(img_path='images', seg_map_path='labels'),
+            img_suffix='.png',
+            metainfo=dict(classes=CLASSES),
+            pipeline=cfg.test_pipeline,
+        ),
+    )
+    cfg.test_dataloader = None
+    return cfg
+
+
 def save_run(folder: Path, cfg: Config, meta: dict[str, Any] | None = None) -> Path:
     """Write a config and a checkpoint with random weights; return the folder.
 
