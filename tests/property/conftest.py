@@ -1,10 +1,11 @@
 """Few examples, the same in each run. HYPOTHESIS_PROFILE=many runs other ones, a hundred times as many."""
 
 import os
+from contextlib import suppress
 
-import pytest
+with suppress(ImportError):  # the modules skip themselves without it
+    from hypothesis import settings
 
-hypothesis = pytest.importorskip('hypothesis')
-hypothesis.settings.register_profile('few', max_examples=10, deadline=None, derandomize=True, database=None)
-hypothesis.settings.register_profile('many', max_examples=1000, deadline=None, database=None)
-hypothesis.settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'few'))
+    settings.register_profile('few', max_examples=10, deadline=None, derandomize=True, database=None)
+    settings.register_profile('many', max_examples=1000, deadline=None, database=None)
+    settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'few'))
