@@ -129,7 +129,7 @@ def load_network(model: Any, runtime: str, precision: str = 'fp32', file: str | 
     elif precision == 'int8':
         raise UserError(
             f"precision='int8' with runtime={runtime!r} needs a quantised file; tools/deployment/export.py "
-            '--precision int8 makes one'
+            '--precision int8 --dynamic --no-normalise --no-argmax makes one'
         )
     loaded = _in_onnxruntime(model, file) if runtime == 'onnxruntime' else _in_openvino(model, precision, file)
     network = RuntimeNetwork(loaded.run, loaded.inputs[0].shape, file)
@@ -222,10 +222,14 @@ def _check_ports(file: str, loaded: _Loaded, num_logits: int) -> None:
     inputs, outputs = loaded.inputs, loaded.outputs
     if len(inputs) != 1 or not inputs[0].is_float or len(inputs[0].shape) != 4 or inputs[0].shape[0] not in (None, 1):
         found = ', '.join(f'{port.name} {_text(port.shape)}' for port in inputs)
-        raise UserError(f'{file} has the inputs {found}; expected one of float32, 1x3xHxW, the normalised image')
+        raise UserError(
+            f'{file} has the inputs {found}; expected one of float32, 1x3xHxW, the normalised image (export.py --no-normalise)'
+        )
     if len(outputs) != 1 or not outputs[0].is_float or len(outputs[0].shape) != 4:
         found = ', '.join(f'{port.name} {_text(port.shape)}' for port in outputs)
-        raise UserError(f'{file} has the outputs {found}; expected one of float32, BxKxHxW, the logits')
+        raise UserError(
+            f'{file} has the outputs {found}; expected one of float32, BxKxHxW, the logits (export.py --no-argmax)'
+        )
     if outputs[0].shape[1] not in (None, num_logits):
         raise UserError(f'{file} has {outputs[0].shape[1]} classes, the model {num_logits}; expected the same')
 
