@@ -223,7 +223,8 @@ def _check_ports(file: str, loaded: _Loaded, num_logits: int) -> None:
     if len(inputs) != 1 or not inputs[0].is_float or len(inputs[0].shape) != 4 or inputs[0].shape[0] not in (None, 1):
         found = ', '.join(f'{port.name} {_text(port.shape)}' for port in inputs)
         raise UserError(
-            f'{file} has the inputs {found}; expected one of float32, 1x3xHxW, the normalised image (export.py --no-normalise)'
+            f'{file} has the inputs {found}; expected one of float32, 1x3xHxW, the normalised image (export.py '
+            '--no-normalise)'
         )
     if len(outputs) != 1 or not outputs[0].is_float or len(outputs[0].shape) != 4:
         found = ', '.join(f'{port.name} {_text(port.shape)}' for port in outputs)
