@@ -182,7 +182,7 @@ def test_a_file_that_differs_is_refused(
 
     def damaged(program: Any, path: str, metadata: dict[str, str]) -> None:
         weight = next(value for name, value in program.state_dict.items() if name.endswith('conv_seg.weight'))
-        weight.data[0] += 1
+        weight.data.neg_()
         save(program, path, metadata)
 
     monkeypatch.setattr(files.pt2, 'save', damaged)
@@ -255,7 +255,7 @@ def test_command_line(
     assert 'person' in extra['classes']
     for arguments, message in (
         (['--size', '40'], 'exists; use --force'),
-        (['--size', '-1x3'], '--size -1x3; expected'),
+        (['--size', '0x3'], '--size 0x3; expected'),
     ):
         monkeypatch.setattr(sys, 'argv', [*command, *arguments])
         with pytest.raises(SystemExit, match=message):
