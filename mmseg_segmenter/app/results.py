@@ -2,6 +2,7 @@
 
 import secrets
 import threading
+from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -71,6 +72,7 @@ class Results:
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
+        self._closed: deque[str] = deque(maxlen=1000)  # pages that were closed last
         self._by_page: dict[str, Result] = {}  # the least recently used first
 
     def __len__(self) -> int:
@@ -85,8 +87,9 @@ class Results:
         """
         with self._lock:
             self._by_page.pop(page, None)
-            self._by_page[page] = result
-            self._shrink()
+            if page not in self._closed:  # while its image was segmented
+                self._by_page[page] = result
+                self._shrink()
 
     def get(self, token: str) -> Result:
         """Return a result by its token.
@@ -103,8 +106,9 @@ class Results:
         raise UserError('this result is no longer in memory; open the image again')
 
     def forget(self, page: str) -> None:
-        """Drop the result of a page that was closed."""
+        """Drop the result of a page that was closed, also one that is still being computed."""
         with self._lock:
+            self._closed.append(page)
             self._by_page.pop(page, None)
 
     def _shrink(self) -> None:

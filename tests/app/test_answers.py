@@ -235,6 +235,8 @@ def test_a_page_keeps_its_last_result():
     results.forget('page')
     results.forget('page')
     assert len(results) == 0
+    results.put('page', first)  # was being computed when the page was closed
+    assert len(results) == 0
 
 
 def test_what_the_page_shows(models):
