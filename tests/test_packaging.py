@@ -79,7 +79,8 @@ def imports(folder: str) -> Iterator[tuple[Path, str, bool]]:
     """Yield file, top-level module, and whether importing the file imports it, for every absolute import."""
     for path in (ROOT / folder).rglob('*.py'):
         tree = ast.parse(path.read_text())
-        at_import = {id(node) for node in tree.body}
+        # An example is a program of its own, which needs the extra that its page names.
+        at_import = set() if path.parent.name == 'examples' else {id(node) for node in tree.body}
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
                 yield from ((path, alias.name.split('.')[0], id(node) in at_import) for alias in node.names)
