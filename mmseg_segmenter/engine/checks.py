@@ -132,7 +132,7 @@ def check_weights(cfg: Config) -> None:
     """
     for place, checkpoint in _weights(cfg.get('model'), 'model'):
         _check_weights_file(checkpoint, f'{place}={checkpoint}', '; the header of the config says where it comes from')
-    if cfg.get('load_from'):
+    if cfg.get('load_from') and not (cfg.get('runner_type') == 'ShardedRunner' and os.path.isdir(cfg.load_from)):
         find_checkpoint(cfg.load_from)
 
 
@@ -141,7 +141,9 @@ def _check_weights_file(path: str, name: str, advice: str = '') -> None:
         return
     local = os.path.expanduser(path)
     if os.path.isdir(local):
-        raise NotAFileError(f'{name} is a folder, expected a file')
+        sharded = os.path.isfile(os.path.join(local, 'meta.pth'))
+        advice = '; of a training with --shard, tools/model_converters/sharded2mmseg.py makes one' if sharded else ''
+        raise NotAFileError(f'{name} is a folder, expected a file{advice}')
     if not os.path.isfile(local):
         raise MissingFileError(f'{name} not found (working directory: {os.getcwd()}){advice}')
 

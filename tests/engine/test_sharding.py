@@ -1,6 +1,7 @@
 """Training with a share of the state in each process equals training with all of it."""
 
 import pickle
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.runner import CheckpointLoader
+from mmseg.registry import MODELS
 from processes import run_processes
 from test_processes import assert_same_weights, train
 from tiny_training import training_config, write_dataset
@@ -77,6 +80,21 @@ def test_resume_with_another_number_of_processes(
     path = training_config(data, tmp_path / 'run', 4 // processes, **RECIPE, runner_type='ShardedRunner', resume=True)
     run_processes(train, processes, path)
     assert_same_weights(weights_of(tmp_path / 'run' / 'iter_20.pth'), weights_of(whole / 'iter_20.pth'), 1e-9)
+
+
+def test_one_file(sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sharded2mmseg.py writes what load_from and test.py take; given the folder, they say so."""
+    folder, file = str(sharded / 'iter_20.pth'), str(tmp_path / 'model.pth')
+    with pytest.raises(UserError, match=r'is a folder, expected a file; .*sharded2mmseg\.py makes one'):
+        engine.find_checkpoint(folder)
+    monkeypatch.setattr(sys, 'argv', ['sharded2mmseg.py', folder, file])
+    tool = Path(__file__).parents[2] / 'tools' / 'model_converters' / 'sharded2mmseg.py'
+    runpy.run_path(str(tool), run_name='__main__')
+    model = MODELS.build(engine.load_config(str(sharded / 'config.py')).model).double()
+    checkpoint = CheckpointLoader.load_checkpoint(file)
+    model.load_state_dict(checkpoint['state_dict'], strict=True)
+    assert_same_weights(model.state_dict(), weights_of(sharded / 'iter_20.pth'), 1e-12)
+    assert checkpoint['meta']['iter'] == 20 and len(checkpoint['meta']['dataset_meta']['classes']) == 5
 
 
 def shares(path: str) -> tuple[int, int]:
