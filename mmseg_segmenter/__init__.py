@@ -27,7 +27,7 @@ __version__ = '0.1.0'
 
 from . import compat  # noqa: F401  first: mmseg does not import without it
 from .checkpoints import schemes
-from .datasets import LoadLabelMap
+from .datasets import LoadImage, LoadLabelMap, SkipBadSamples
 from .engine import layer_decay  # noqa: F401  registers its class
 from .evaluation import ConfusionMatrix, MAEMetric
 from .models import LinearHead, Segmenter, SegmenterMaskTransformerHead, SegmenterViT
@@ -38,11 +38,13 @@ schemes.register()
 __all__ = [
     'ConfusionMatrix',
     'LinearHead',
+    'LoadImage',
     'LoadLabelMap',
     'MAEMetric',
     'Segmenter',
     'SegmenterMaskTransformerHead',
     'SegmenterViT',
     'SegmenterVisualizationHook',
+    'SkipBadSamples',
     '__version__',
 ]

@@ -33,3 +33,14 @@ class FileAccessError(UserError, OSError):
 
 class MissingPackageError(UserError, ImportError):
     """An optional package is not installed; the message says which command installs it."""
+
+
+class BadSampleError(UserError):
+    """An image or a mask of a dataset cannot be used; the message begins with its path.
+
+    An error of a worker process of a data loader reaches the main process with the whole traceback in its message;
+    it is dropped.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f'{type(self).__name__}: ')[2].rstrip())

@@ -6,9 +6,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .errors import UserError
+from .errors import BadSampleError
 
 _MAX_SHOWN = 10  # labels named in a message
+LABELS_HINT = (
+    'Set num_classes of the head to the number of classes, or reduce_zero_label=True in the dataset if 0 means '
+    '"no class" and classes start at 1'
+)
 
 
 def check_labels(
@@ -32,7 +36,7 @@ def check_labels(
         hint: what the user can change. The message ends with it.
 
     Raises:
-        UserError: names the source, the labels found and those expected.
+        BadSampleError: names the source, the labels found and those expected.
     """
     wrong = (labels < 0) | (labels >= num_classes)
     if ignore_index is not None:
@@ -41,7 +45,7 @@ def check_labels(
         return
     values = labels[wrong]
     values = values.unique() if isinstance(values, Tensor) else np.unique(values)
-    raise UserError(label_message([int(v) for v in values], num_classes, ignore_index, source, first_label, hint))
+    raise BadSampleError(label_message([int(v) for v in values], num_classes, ignore_index, source, first_label, hint))
 
 
 def label_message(
@@ -76,7 +80,7 @@ def check_annotations(data_samples: Iterable[Any], num_classes: int, ignore_inde
         ignore_index: label of pixels without a class, None if there is none.
 
     Raises:
-        UserError: names the annotation file, the labels and what to change.
+        BadSampleError: names the annotation file, the labels and what to change.
     """
     for sample in data_samples:
         if 'gt_sem_seg' not in sample or sample.gt_sem_seg.data.device.type != 'cpu':
@@ -86,6 +90,16 @@ def check_annotations(data_samples: Iterable[Any], num_classes: int, ignore_inde
             num_classes,
             ignore_index,
             source=sample.get('seg_map_path', None) or sample.get('img_path', None) or 'an annotation',
-            hint='Set num_classes of the head to the number of classes, or reduce_zero_label=True in the dataset '
-            'if 0 means "no class" and classes start at 1',
+            hint=LABELS_HINT,
         )
+
+
+def num_labels(num_classes: int, out_channels: int | None = None) -> int:
+    """Return the number of labels that a head separates.
+
+    Args:
+        num_classes: of the head.
+        out_channels: of the head; 1 is mmseg's binary mode, in which one sigmoid map stands for two classes and
+            ``num_classes`` may be 1 or 2.
+    """
+    return max(num_classes, 2) if out_channels == 1 else num_classes

@@ -18,8 +18,8 @@ reduce_zero_label = False  # True: 0 in the masks is "no class", and classes sta
 crop_size = (512, 512)
 max_iters = 20000
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
+    dict(type='LoadImage'),
+    dict(type='LoadLabelMap'),
     dict(type='RandomResize', scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),
@@ -27,11 +27,11 @@ train_pipeline = [
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImage'),
     # Resizes the short side to 512, whatever the size of the images.
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),
     # Labels are loaded after Resize: scores and pictures are at the original size.
-    dict(type='LoadAnnotations'),
+    dict(type='LoadLabelMap'),
     dict(type='PackSegInputs'),
 ]
 img_ratios = [0.75, 1.0, 1.25]

@@ -1,34 +1,21 @@
 """Read images of any kind as a person sees them."""
 
-import io
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..datasets.image_files import no_pillow_limit, open_image
 from ..errors import UserError
 from .storage import read_bytes
 
 # The largest image that OpenCV decodes.
 MAX_PIXELS = 1 << 30
-
-
-@dataclass
-class _Limit:
-    """Pillow's own limit, while it is lifted."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    users: int = 0
-    value: int | None = None
-
-
-_PILLOW_LIMIT = _Limit()
 
 
 @dataclass(frozen=True)
@@ -80,7 +67,7 @@ def decode_image(content: bytes, source: str, max_pixels: int = MAX_PIXELS) -> I
     Raises:
         UserError: not a readable image, cut short, or too large.
     """
-    with decoding(source, len(content)), no_pillow_limit(), Image.open(io.BytesIO(content)) as image:
+    with decoding(source, len(content)), no_pillow_limit(), open_image(content) as image:
         width, height = image.size
         if width * height > max_pixels:
             raise UserError(f'{source}: {width}x{height} pixels, expected at most {max_pixels:,} (max_pixels)')
@@ -136,26 +123,6 @@ def decoding(source: str, size: int) -> Iterator[None]:
         if isinstance(error, UserError):
             raise
         raise UserError(f'{source} ({size:,} bytes) is not a readable image: {error}') from None
-
-
-@contextmanager
-def no_pillow_limit() -> Iterator[None]:
-    """Let Pillow read images of any size.
-
-    Its limit, a global of all threads, is lower than ours. It is restored when
-    the last thread leaves.
-    """
-    with _PILLOW_LIMIT.lock:
-        if _PILLOW_LIMIT.users == 0:
-            _PILLOW_LIMIT.value, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        _PILLOW_LIMIT.users += 1
-    try:
-        yield
-    finally:
-        with _PILLOW_LIMIT.lock:
-            _PILLOW_LIMIT.users -= 1
-            if _PILLOW_LIMIT.users == 0:
-                Image.MAX_IMAGE_PIXELS = _PILLOW_LIMIT.value
 
 
 def _opencv_agrees(image: Image.Image) -> bool:

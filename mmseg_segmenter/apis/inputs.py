@@ -10,9 +10,9 @@ from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
+from ..datasets.image_files import no_pillow_limit
 from ..errors import MissingFileError, UserError
 from ..names import path_parts, unique_names
-from .images import no_pillow_limit
 from .storage import file_system, is_uri, read_bytes
 
 IMAGE_SUFFIXES = frozenset(

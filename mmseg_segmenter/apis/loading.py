@@ -15,6 +15,7 @@ from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.registry import DATASETS, MODELS, TRANSFORMS
 
 from .. import engine
+from ..datasets import LoadImage
 from ..errors import MissingFileError, UserError
 from ..models.load_report import check_all_loaded, report_loading
 from ..visualization.palette import default_palette
@@ -178,7 +179,11 @@ def test_transforms(cfg: Config, tta: bool = False) -> tuple[Transform | None, T
     kind = TRANSFORMS.get(first['type']) if isinstance(first['type'], str) else first['type']
     if kind is None or not issubclass(kind, LoadImageFromFile):
         raise UserError(f'{cfg.filename}: the test pipeline begins with {first["type"]}, expected LoadImageFromFile')
-    plain = kind is LoadImageFromFile and first.get('color_type', 'color') == 'color' and not first.get('to_float32')
+    plain = (
+        kind in (LoadImageFromFile, LoadImage)
+        and first.get('color_type', 'color') == 'color'
+        and not first.get('to_float32')
+    )
     return None if plain else TRANSFORMS.build(first), Compose(rest)
 
 

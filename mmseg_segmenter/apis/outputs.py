@@ -11,10 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ..datasets.image_files import no_pillow_limit
 from ..errors import MissingFileError, UserError
 from ..labels import check_labels
 from ..visualization.sheet import contact_sheet, fit, prediction_row
-from .images import no_pillow_limit
 from .loading import AnnotationFormat
 from .prediction import LegendEntry, Prediction
 from .storage import join, write_file

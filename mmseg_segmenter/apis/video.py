@@ -1,7 +1,6 @@
 """Segment videos, animated images and cameras, frame by frame."""
 
 import contextlib
-import io
 import itertools
 import math
 import os
@@ -17,10 +16,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
-from PIL import Image
 
+from ..datasets.image_files import no_pillow_limit, open_image
 from ..errors import MissingFileError, MissingPackageError, UserError
-from .images import InputImage, decoding, no_pillow_limit, to_bgr
+from .images import InputImage, decoding, to_bgr
 from .inputs import CAMERA, Task, suffix_of
 from .journal import Result
 from .outputs import OutputSpec
@@ -354,10 +353,10 @@ class _Animation:
 
     def __init__(self, source: str) -> None:
         self._source = source
-        self._file = io.BytesIO(read_bytes(source))
+        content = read_bytes(source)
         self.fault, self.total = '', 0
-        with no_pillow_limit(), decoding(source, len(self._file.getvalue())):
-            self._image: Any = Image.open(self._file)
+        with no_pillow_limit(), decoding(source, len(content)):
+            self._image: Any = open_image(content)
         with contextlib.suppress(Exception), no_pillow_limit():
             self.total = getattr(self._image, 'n_frames', 1)
         self.rate = Fraction(1000, self._duration())

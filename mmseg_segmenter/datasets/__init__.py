@@ -1,3 +1,5 @@
 from .label_map import LoadLabelMap
+from .load_image import LoadImage
+from .skip_bad import SkipBadSamples
 
-__all__ = ['LoadLabelMap']
+__all__ = ['LoadImage', 'LoadLabelMap', 'SkipBadSamples']

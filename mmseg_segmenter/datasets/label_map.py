@@ -3,22 +3,24 @@
 from collections.abc import Sequence
 from typing import Any
 
-import mmcv
+import cv2
 import numpy as np
-from mmengine import fileio
 from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.registry import TRANSFORMS
 
-from ..errors import UserError
+from ..errors import BadSampleError, UserError
+from ..labels import LABELS_HINT, check_labels
+from .image_files import MAX_PIXELS, decode, read_file
 
 
 @TRANSFORMS.register_module()
 class LoadLabelMap(LoadAnnotations):
     """Load label maps with any values of up to 16 bits, in place of mmseg's ``LoadAnnotations``.
 
-    ``LoadAnnotations`` casts labels to uint8, so that label 256 becomes 0. It
+    ``LoadAnnotations`` casts labels to uint8, so that label 260 becomes 4. It
     also takes the values in the file as class numbers, so that a binary mask
-    of 0 and 255 loses its foreground (255 is ignored).
+    of 0 and 255 loses its foreground (255 is ignored), and passes on masks of
+    several channels or of another size than the image.
 
     ``reduce_zero_label`` and the label map of the dataset work as in mmseg, but
     yield ``ignore_index`` where mmseg yields 255.
@@ -31,59 +33,96 @@ class LoadLabelMap(LoadAnnotations):
             result. If it is above 255, set it in the other places that
             docs/own_dataset.md lists too. A value in ``values`` is a class
             even if it equals this number.
+        num_classes: refuse other labels than 0 to ``num_classes`` - 1 and
+            ``ignore_index``. By default, :class:`SkipBadSamples` sets it to
+            the number of classes of the dataset; without that, the model
+            checks the labels that reach it.
+        reduce_zero_label: that of the dataset, which is the place to set it.
         imdecode_backend: as in ``LoadAnnotations``.
+        max_pixels: larger files are refused before they are decoded.
         backend_args: as in ``LoadAnnotations``.
-
-    Raises:
-        UserError: the file does not have a single channel of integers, or one
-            of them is not in ``values``; names the file and what was found.
     """
 
     def __init__(
         self,
         values: Sequence[int] | None = None,
         ignore_index: int = 255,
+        num_classes: int | None = None,
+        reduce_zero_label: bool | None = None,
         imdecode_backend: str = 'pillow',
+        max_pixels: int = MAX_PIXELS,
         backend_args: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(imdecode_backend=imdecode_backend, backend_args=backend_args)
+        super().__init__(reduce_zero_label, imdecode_backend=imdecode_backend, backend_args=backend_args)
         if values is not None and (len(set(values)) != len(values) or not all(0 <= v < 1 << 16 for v in values)):
             raise UserError(f'LoadLabelMap: values={tuple(values)}; expected different numbers from 0 to 65535')
         if not 0 <= ignore_index < 1 << 16:
             raise UserError(f'LoadLabelMap: ignore_index={ignore_index}; expected 0 to 65535')
         self.values = None if values is None else tuple(values)
         self.ignore_index = ignore_index
+        self.num_classes = num_classes
+        self.max_pixels = max_pixels
         self._tables: dict[tuple[bool, tuple[tuple[int, int], ...]], np.ndarray] = {}
 
     def _load_seg_map(self, results: dict[str, Any]) -> None:
+        """Add ``gt_seg_map`` (H, W), uint8 or uint16, to a sample with ``seg_map_path``.
+
+        Raises:
+            BadSampleError: the file is not a whole image with one channel of integers, has another size than the
+                image, or holds a value that is neither in ``values`` nor a class; names the file and what was found.
+        """
         path = results['seg_map_path']
-        content = fileio.get(path, backend_args=self.backend_args)
-        stored = mmcv.imfrombytes(content, flag='unchanged', backend=self.imdecode_backend)
-        if stored is None:
-            raise UserError(f'{path} cannot be decoded as an image')
+        stored = self._read(path)
+        image_size = results.get('ori_shape', stored.shape)[:2]
+        if stored.shape != image_size:
+            (h, w), (H, W) = stored.shape, image_size
+            raise BadSampleError(
+                f'{path}: the mask has {h}x{w} pixels (height x width), its image {results.get("img_path", "")} has '
+                f'{H}x{W}; see data_prefix, img_suffix and seg_map_suffix of the dataset'
+            )
+        reduce_zero_label = bool(results.get('reduce_zero_label'))
+        if self.reduce_zero_label not in (None, reduce_zero_label):
+            raise UserError(
+                f'LoadLabelMap has reduce_zero_label={self.reduce_zero_label}, the dataset has {reduce_zero_label}; '
+                'set it in the dataset only'
+            )
+        table = self._table(reduce_zero_label, results.get('label_map') or {})
+        if self.values is not None and (unknown := table[stored] < 0).any():
+            found = np.unique(stored[unknown])
+            shown = ', '.join(map(str, found[:10])) + (', ...' if len(found) > 10 else '')
+            raise BadSampleError(
+                f'{path}: found value {shown}; expected {", ".join(map(str, self.values))} or {self.ignore_index} '
+                '(ignored); see values of LoadLabelMap'
+            )
+        labels = self._look_up(table, stored)
+        if self.num_classes is not None:
+            check_labels(labels, self.num_classes, self.ignore_index, path, int(reduce_zero_label), LABELS_HINT)
+        results['gt_seg_map'] = labels
+        results['seg_fields'].append('gt_seg_map')
+
+    def _read(self, path: str) -> np.ndarray:
+        """Return the values in a file, (H, W) uint8 or wider."""
+        stored = decode(read_file(path, self.backend_args), path, 'unchanged', self.imdecode_backend, self.max_pixels)
         if stored.ndim == 3 and stored.shape[2] == 1:
             stored = stored[..., 0]
         if stored.dtype == bool:  # 1-bit PNG
             stored = stored.astype(np.uint8)
         if stored.ndim != 2 or stored.dtype.kind not in 'iu':
-            raise UserError(
+            raise BadSampleError(
                 f'{path} has shape {stored.shape} and type {stored.dtype}, expected one channel of integers; '
                 'tools/dataset_converters/rgb2labels.py converts masks with a colour per class to label maps'
             )
         if stored.dtype.itemsize > 2 and not 0 <= stored.min() <= stored.max() < 1 << 16:
-            raise UserError(f'{path} has values {stored.min()} to {stored.max()}, expected 0 to 65535')
-        table = self._table(bool(results.get('reduce_zero_label')), results.get('label_map') or {})
-        labels = table[stored]
-        if self.values is not None and (labels < 0).any():
-            found = np.unique(stored[labels < 0])
-            shown = ', '.join(map(str, found[:10])) + (', ...' if len(found) > 10 else '')
-            raise UserError(
-                f'{path}: found value {shown}; expected {", ".join(map(str, self.values))} or {self.ignore_index} '
-                '(ignored)'
-            )
-        # uint8 if it suffices, because the transforms that follow take a quarter of the time on it
-        results['gt_seg_map'] = labels.astype(np.uint8 if table.max() < 256 else np.uint16)
-        results['seg_fields'].append('gt_seg_map')
+            raise BadSampleError(f'{path} has values {stored.min()} to {stored.max()}, expected 0 to 65535')
+        return stored
+
+    def _look_up(self, table: np.ndarray, stored: np.ndarray) -> np.ndarray:
+        """Return the labels of stored values, as uint8 if it suffices: the transforms that follow are faster on it."""
+        if stored.dtype == np.uint8 and max(self.ignore_index, table[:256].max()) < 256:
+            if (table[:256] == np.arange(256)).all():
+                return stored
+            return cv2.LUT(stored, table[:256].astype(np.uint8))
+        return table[stored].astype(np.uint8 if table.max() < 256 else np.uint16)
 
     def _table(self, reduce_zero_label: bool, label_map: dict[int, int]) -> np.ndarray:
         """Return a (65536,) int32 table with the label of each stored value, -1 for unknown values."""
@@ -111,5 +150,6 @@ class LoadLabelMap(LoadAnnotations):
     def __repr__(self) -> str:
         return (
             f'{type(self).__name__}(values={self.values}, ignore_index={self.ignore_index}, '
-            f"imdecode_backend='{self.imdecode_backend}', backend_args={self.backend_args})"
+            f"num_classes={self.num_classes}, imdecode_backend='{self.imdecode_backend}', "
+            f'max_pixels={self.max_pixels}, backend_args={self.backend_args})'
         )

@@ -17,6 +17,7 @@ from .config import (
     save_predictions,
 )
 from .distributed import run
+from .guards import DataGuardHook, FiniteLossHook
 from .hooks import RequireAllWeightsHook
 from .precision import enable_amp, enable_test_amp
 from .preemption import EXIT_CODE
@@ -26,6 +27,8 @@ from .work_dir import check_start, last_checkpoint, lock_work_dir
 __all__ = [
     'EXIT_CODE',
     'AverageLogHook',
+    'DataGuardHook',
+    'FiniteLossHook',
     'LabelledPixelsHook',
     'RequireAllWeightsHook',
     'SegmenterCheckpointHook',

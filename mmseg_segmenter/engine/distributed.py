@@ -14,6 +14,7 @@ from mmseg.registry import RUNNERS
 from ..compat import hidden_if_broken
 from .averages import AverageLogHook, LabelledPixelsHook
 from .checks import check_optimizer, check_run, guard_work_dir, registry_errors
+from .guards import DataGuardHook, FiniteLossHook, skip_bad_samples
 from .heartbeat import silent_processes_named
 from .hooks import RequireAllWeightsHook
 from .precision import compile_parts
@@ -89,6 +90,8 @@ def run(
         check_optimizer(cfg)
         _resume_after_restart(cfg)
         guard_work_dir(cfg)
+        if cfg.get('skip_bad'):
+            skip_bad_samples(cfg)
     _use_cpu_group(cfg)
     # The runner imports torchvision to log its version.
     with hidden_if_broken('torchvision'), registry_errors(cfg):
@@ -97,7 +100,7 @@ def run(
         # Hooks that any config needs. They are not in the config, which is kept in the work dir.
         if action == 'test' and not allow_partial:
             runner.register_hook(RequireAllWeightsHook())
-        for hook in (AverageLogHook, LabelledPixelsHook) if action == 'train' else ():
+        for hook in (AverageLogHook, LabelledPixelsHook, FiniteLossHook, DataGuardHook) if action == 'train' else ():
             if not any(isinstance(other, hook) for other in runner.hooks):
                 runner.register_hook(hook())
         if compile_model:

@@ -15,6 +15,7 @@ import torch
 from mmengine.config import Config
 from mmseg.registry import DATASETS, MODELS
 
+from mmseg_segmenter.apis.loading import annotation_format
 from mmseg_segmenter.checkpoints import official_config
 from mmseg_segmenter.checkpoints.official_run import convert_official_run
 
@@ -61,11 +62,11 @@ def test_images_are_the_official_ones(tmp_path, dataset, normalization):
     cfg = converted(tmp_path, dataset, side, crop, normalization)
     train, test, tta = cfg.train_dataloader.dataset.pipeline, cfg.test_dataloader.dataset.pipeline, cfg.tta_pipeline
     assert list(steps(train)) == [
-        'LoadImageFromFile', 'LoadAnnotations', 'RandomResize', 'RandomCrop', 'RandomFlip', 'PhotoMetricDistortion',
+        'LoadImage', 'LoadLabelMap', 'RandomResize', 'RandomCrop', 'RandomFlip', 'PhotoMetricDistortion',
         'PackSegInputs',
     ]  # fmt: skip
     found = steps(train)
-    assert found['LoadAnnotations'].get('reduce_zero_label', False) is reduce_zero_label
+    assert annotation_format(cfg).reduce_zero_label is reduce_zero_label
     resize, photometric = found['RandomResize'], found['PhotoMetricDistortion']
     assert (resize.scale, resize.ratio_range, resize.keep_ratio) == ((ratio * side, side), (0.5, 2.0), True)
     assert (found['RandomCrop'].crop_size, found['RandomCrop'].cat_max_ratio) == ((crop, crop), 0.75)

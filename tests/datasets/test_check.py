@@ -186,7 +186,7 @@ DAMAGES = {
     ),
     '16-bit mask': (
         lambda root: rewrite(root / 'annotations/train/train_5.png', sixteen_bits),
-        ('ERROR', 'train', 'labels_cut_to_8_bits'), 1, 'train_5.png (largest value 300)',
+        ('ERROR', 'train', 'labels_outside'), 1, 'train_5.png (label 300)',
     ),
     'label outside the classes': (
         lambda root: rewrite(root / 'annotations/train/train_1.png', lambda labels: np.where(labels == 2, 7, labels)),
@@ -207,6 +207,17 @@ def test_damage(root, name):
     assert list(found) == [key]  # and nothing else
     assert found[key].count == count == len(found[key].files)
     assert file in found[key].files[0]
+
+
+def test_16_bit_mask_that_mmseg_cuts(root):
+    cfg = config(root)
+    for split in ('train', 'val', 'test'):
+        pipeline = cfg[f'{split}_dataloader'].dataset.pipeline
+        next(t for t in pipeline if t.type == 'LoadLabelMap').type = 'LoadAnnotations'
+    DAMAGES['16-bit mask'][0](root)
+    found = problems(cfg)
+    assert list(found) == [('ERROR', 'train', 'labels_cut_to_8_bits')]
+    assert 'train_5.png (largest value 300)' in found['ERROR', 'train', 'labels_cut_to_8_bits'].files[0]
 
 
 def test_all_damages_at_once(root):
@@ -267,8 +278,8 @@ def test_binary_masks_of_0_and_255(root):
     assert "LoadLabelMap', values=(0, 255)" in hint_of(cfg, 'binary_255')
     for split in ('train', 'val'):
         pipeline = cfg[f'{split}_dataloader'].dataset.pipeline
-        load = next(t for t in pipeline if t.type == 'LoadAnnotations')
-        load.update(type='LoadLabelMap', values=(0, 255))
+        load = next(t for t in pipeline if t.type == 'LoadLabelMap')
+        load.update(values=(0, 255))
     cfg.test_dataloader = None
     assert problems(cfg) == {}
 
@@ -413,7 +424,7 @@ def test_contradicting_settings(root):
 def test_settings_that_would_spoil_every_file(root):
     cfg = config(root)
     cfg.train_dataloader.dataset.pipeline[1].reduce_zero_label = True
-    with pytest.raises(ValueError, match='LoadAnnotations has reduce_zero_label=True, the dataset has False'):
+    with pytest.raises(ValueError, match='LoadLabelMap has reduce_zero_label=True, the dataset has False'):
         check_dataset(cfg, 1, progress=False)
     with pytest.raises(ValueError, match="classes='road' is a string; expected a list"):
         check_dataset(set_dataset(config(root), metainfo=dict(classes='road')), 1, progress=False)

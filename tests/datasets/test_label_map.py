@@ -72,5 +72,5 @@ def test_wrong_input(tmp_path, array, args, message):
 def test_not_an_image_for_cv2(tmp_path):
     (tmp_path / 'm.png').write_text('no')
     info = dict(seg_map_path=str(tmp_path / 'm.png'), seg_fields=[])
-    with pytest.raises(ValueError, match=r'm\.png cannot be decoded'):
+    with pytest.raises(ValueError, match=r'm\.png \(2 bytes\) is not a readable image'):
         TRANSFORMS.build(dict(type='LoadLabelMap', imdecode_backend='cv2')).transform(info)

@@ -14,8 +14,8 @@ metainfo = dict(
     ],
 )  # fmt: skip
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
+    dict(type='LoadImage'),
+    dict(type='LoadLabelMap'),
     dict(type='RandomResize', scale=(480, 360), ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),
@@ -23,8 +23,8 @@ train_pipeline = [
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
+    dict(type='LoadImage'),
+    dict(type='LoadLabelMap'),
     dict(type='PackSegInputs'),
 ]
 tta_pipeline = _base_.pop('multi_scale_test')

@@ -4,8 +4,8 @@ _base_ = ['mmseg::_base_/datasets/pascal_context.py', './multi_scale_test.py']
 
 crop_size = (480, 480)
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
+    dict(type='LoadImage'),
+    dict(type='LoadLabelMap'),
     dict(type='RandomResize', scale=(4160, 520), ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),
@@ -13,10 +13,10 @@ train_pipeline = [
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImage'),
     dict(type='Resize', scale=(4160, 520), keep_ratio=True),
     # Labels are loaded after Resize: scores are at the original size.
-    dict(type='LoadAnnotations'),
+    dict(type='LoadLabelMap'),
     dict(type='PackSegInputs'),
 ]
 # As in the official code, the ratios apply to the test size (4160, 520).

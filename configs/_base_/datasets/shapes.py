@@ -8,8 +8,8 @@ metainfo = dict(
     palette=[[90, 90, 90], [230, 25, 75], [255, 225, 25], [0, 130, 200], [245, 130, 48]],
 )
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
+    dict(type='LoadImage'),
+    dict(type='LoadLabelMap'),
     dict(type='RandomResize', scale=(128, 96), ratio_range=(0.75, 1.5), keep_ratio=True),
     dict(type='RandomCrop', crop_size=(96, 96), cat_max_ratio=0.9),
     dict(type='RandomFlip', prob=0.5),
@@ -17,10 +17,10 @@ train_pipeline = [
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImage'),
     dict(type='Resize', scale=(128, 96), keep_ratio=True),
     # Labels are loaded after Resize, as for ADE20K: scores and pictures are at the original size.
-    dict(type='LoadAnnotations'),
+    dict(type='LoadLabelMap'),
     dict(type='PackSegInputs'),
 ]
 tta_pipeline = _base_.pop('multi_scale_test')

@@ -10,6 +10,8 @@ from mmseg.registry import DATASETS
 
 from ...engine import check_datasets, decode_head, evaluators
 from ...errors import UserError
+from ...labels import num_labels
+from ..skip_bad import plain_datasets
 from .results import Problem
 
 
@@ -44,8 +46,7 @@ class ModelSettings(NamedTuple):
             raise UserError(f'{cfg.filename} has no model.decode_head.num_classes')
         preprocessor = model.get('data_preprocessor') or {}
         return cls(
-            # With one output channel (mmseg's binary mode), a sigmoid separates two classes.
-            num_classes=max(head.num_classes, 2) if head.get('out_channels') == 1 else head.num_classes,
+            num_classes=num_labels(head.num_classes, head.get('out_channels')),
             ignore_index=head.get('ignore_index', 255),
             in_channels=(model.get('backbone') or {}).get('in_channels', 3),
             mean=tuple(preprocessor.get('mean') or ()),
@@ -70,19 +71,10 @@ def build_datasets(cfg: Config) -> dict[str, list[BaseDataset]]:
     for name in loaders:
         if name == 'test_dataloader' and 'val' in datasets and cfg[name].dataset == cfg.val_dataloader.dataset:
             continue
-        datasets[name.removesuffix('_dataloader')] = list(_unwrap(DATASETS.build(cfg[name].dataset)))
+        datasets[name.removesuffix('_dataloader')] = list(plain_datasets(DATASETS.build(cfg[name].dataset)))
     if not datasets:
         raise UserError(f'{cfg.filename} has no train_dataloader, val_dataloader or test_dataloader')
     return datasets
-
-
-def _unwrap(dataset: Any) -> Iterator[BaseDataset]:
-    wrapped = getattr(dataset, 'datasets', None) or getattr(dataset, 'dataset', None)
-    if wrapped is None:
-        yield dataset
-    else:
-        for inner in wrapped if isinstance(wrapped, list | tuple) else [wrapped]:
-            yield from _unwrap(inner)
 
 
 def find_transform(dataset: BaseDataset, kind: type) -> Any:
@@ -116,8 +108,8 @@ def check_reduce_zero_label(split: str, dataset: BaseDataset) -> None:
     load = find_transform(dataset, LoadAnnotations)
     if load is not None and load.reduce_zero_label not in (None, dataset.reduce_zero_label):
         raise UserError(
-            f'{split}_dataloader: LoadAnnotations has reduce_zero_label={load.reduce_zero_label}, the dataset has '
-            f'{dataset.reduce_zero_label}; set it in the dataset only'
+            f'{split}_dataloader: {type(load).__name__} has reduce_zero_label={load.reduce_zero_label}, the dataset '
+            f'has {dataset.reduce_zero_label}; set it in the dataset only'
         )
 
 

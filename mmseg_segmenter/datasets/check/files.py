@@ -1,7 +1,6 @@
 """Inspect images and masks, read as the pipeline of a dataset reads them."""
 
 import hashlib
-import io
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -14,10 +13,10 @@ from mmseg.datasets.transforms import LoadAnnotations
 from PIL import Image, UnidentifiedImageError
 
 from ..colours import pack_colours, unpack_colour
+from ..image_files import JPEG, PNG, open_image, why_truncated
 from .configuration import ModelSettings, find_transform
 from .results import SplitStatistics
 
-_PNG, _JPEG = b'\x89PNG\r\n\x1a\n', b'\xff\xd8'
 _EXIF_ORIENTATION = 0x0112
 _UNKNOWN = 'unknown to Pillow'
 
@@ -125,7 +124,7 @@ class FileInspector:
             to.add_problem('mask_truncated', path, truncation)
             return
         to.mask_modes[mode] += 1
-        if content.startswith(_JPEG):
+        if content.startswith(JPEG):
             to.add_problem('mask_jpeg', path)
         if stored is not None and stored.ndim == 2:
             to.values_in_masks.update(_histogram(stored))
@@ -167,18 +166,6 @@ def _crop_size(dataset: BaseDataset) -> tuple[int, int] | None:
     return next((size for size in sizes if isinstance(size, tuple)), None)
 
 
-def why_truncated(content: bytes) -> str:
-    """Return why the content of an image file is incomplete, '' if it is not.
-
-    Some decoders fill missing pixels with grey without an error.
-    """
-    # A JPEG that ends with its end marker is complete and need not be decoded. Pillow decides about files of cameras
-    # that write more behind it.
-    if content.startswith(_JPEG) and content[-64:].rstrip(b'\0').endswith(b'\xff\xd9'):
-        return ''
-    return _decode(content).truncation
-
-
 class _Header(NamedTuple):
     mode: str  # Pillow's
     has_16_bits: bool  # per channel
@@ -187,12 +174,12 @@ class _Header(NamedTuple):
 
 def _read_header(content: bytes) -> _Header:
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with open_image(content) as image:
             mode, rotated = image.mode, image.getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return _Header(_UNKNOWN, False, False)
     # The mode of a 16-bit colour PNG is 'RGB'; byte 24 of a PNG is its bit depth.
-    return _Header(mode, mode.startswith('I;16') or (content.startswith(_PNG) and content[24] == 16), rotated)
+    return _Header(mode, mode.startswith('I;16') or (content.startswith(PNG) and content[24] == 16), rotated)
 
 
 class _Decoded(NamedTuple):
@@ -205,7 +192,7 @@ def _decode(content: bytes) -> _Decoded:
     if not content:
         return _Decoded('empty', None, '0 bytes')
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with open_image(content) as image:
             pixels = np.asarray(image)
             return _Decoded(image.mode, pixels.astype(np.uint8) if pixels.dtype == bool else pixels, '')
     except (UnidentifiedImageError, Image.DecompressionBombError):

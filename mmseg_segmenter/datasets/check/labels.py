@@ -17,14 +17,14 @@ def label_problems(
     if not pixels:
         return
     K, ignored = model.num_classes, model.ignore_index
-    standard = type(find_transform(dataset, LoadAnnotations)) is LoadAnnotations
+    standard = getattr(find_transform(dataset, LoadAnnotations), 'values', None) is None
     if standard and statistics.values_in_masks.keys() == {0, 255} and ignored == 255:
         yield Problem(
             'ERROR',
             split,
             'binary_255',
             'the masks hold 0 and 255 only, and 255 means "ignored": no foreground is left',
-            "load them with dict(type='LoadLabelMap', values=(0, 255)) in place of LoadAnnotations, as "
+            "load them with dict(type='LoadLabelMap', values=(0, 255)), as "
             'configs/segmenter/segmenter_vit-s_mask_own-binary.py does',
         )
     elif pixels.keys() <= {ignored}:
@@ -61,7 +61,7 @@ def labels_hint(statistics: SplitStatistics, dataset: BaseDataset, model: ModelS
         return f'{found}: grey levels. {CONVERTER} with two colours and --tolerance 127 maps them to 0 and 1'
     if len(values) <= K:
         return (
-            f"{found}: dict(type='LoadLabelMap', values={tuple(values)}) in place of LoadAnnotations maps them to "
+            f"{found}: dict(type='LoadLabelMap', values={tuple(values)}) in the pipeline maps them to "
             'the classes, in this order'
         )
     return f'{found}: {len(values)} values for {K} classes; is a name missing in classes?'
@@ -71,7 +71,7 @@ def palette_hint(statistics: SplitStatistics) -> str:
     """Suggest how to read masks whose colours come from a palette; '' if there are other masks too."""
     if statistics.mask_modes.keys() != {'P'}:
         return ''
-    return "the labels are the indices of a palette: leave imdecode_backend of LoadAnnotations at 'pillow'"
+    return "the labels are the indices of a palette: leave imdecode_backend at 'pillow'"
 
 
 def _reduce_zero_label_hint(statistics: SplitStatistics, dataset: BaseDataset, model: ModelSettings) -> str:

@@ -14,7 +14,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor
 
 from ...errors import UserError
-from ...labels import check_annotations
+from ...labels import check_annotations, num_labels
 from ..decode_heads.tiled_loss_head import TiledLossHead
 from ..dense import AxisMap, LogitMap, MergedLogits, WindowLogits, argmax_labels, check_finite, merge_windows
 from ..load_report import report_loading
@@ -121,8 +121,7 @@ class Segmenter(EncoderDecoder):
                 f'num_classes of decode_head is {counts[0]}, of auxiliary_head {", ".join(map(str, counts[1:]))}; '
                 'expected the same'
             )
-        # In mmseg's binary mode, one sigmoid map stands for two classes; num_classes may be 1 or 2.
-        self._num_labels = max(self.num_classes, 2) if self.out_channels == 1 else self.num_classes
+        self._num_labels = num_labels(self.num_classes, self.out_channels)
         padding, ignored = getattr(self.data_preprocessor, 'seg_pad_val', None), self.decode_head.ignore_index
         if padding is not None and padding != ignored and not 0 <= padding < self._num_labels:
             raise UserError(

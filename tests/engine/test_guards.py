@@ -1,0 +1,101 @@
+"""A training stops at a loss that is not finite, and before one whose classes cannot be right."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.logging import MMLogger
+from mmengine.optim import OptimWrapper
+from mmengine.structures import BaseDataElement
+from torch import nn
+
+from mmseg_segmenter.engine import DataGuardHook, FiniteLossHook
+from mmseg_segmenter.errors import UserError
+
+NAN = float('nan')
+
+
+def train(losses, accumulate=1, **args):
+    """Train a line on batches; a loss that is not finite is multiplied by the number given."""
+    torch.manual_seed(0)
+    model = nn.Linear(1, 1)
+    wrapper = OptimWrapper(torch.optim.AdamW(model.parameters(), lr=0.1), accumulative_counts=accumulate)
+    wrapper.initialize_count_status(model, 0, len(losses))
+    runner = SimpleNamespace(optim_wrapper=wrapper, iter=0, logger=MMLogger.get_current_instance(), model=model)
+    hook = FiniteLossHook(**args)
+    hook.before_train(runner)
+    history = []
+    for i, factor in enumerate(losses):
+        runner.iter = i
+        batch = dict(data_samples=[BaseDataElement(metainfo=dict(img_path=f'{i}.jpg'))])
+        hook.before_train_iter(runner, i, batch)
+        try:
+            wrapper.update_params(model(torch.ones(1, 1)).sum() ** 2 * factor)
+        except UserError as error:
+            return history, model, str(error)
+        history.append(copy.deepcopy(model.state_dict()))
+    return history, model, ''
+
+
+def test_stops_before_the_update():
+    history, model, message = train([1.0, 1.0, NAN, 1.0])
+    assert message.startswith('iteration 3: the loss is nan, learning rate 0.1, images 2.jpg. ')
+    assert len(history) == 2 and all(torch.equal(a, history[-1][key]) for key, a in model.state_dict().items())
+
+
+@pytest.mark.parametrize('bad', [NAN, float('inf')])
+def test_skips_as_if_the_batch_had_not_been(bad):
+    _, model, message = train([1.0, bad, 1.0, bad, 1.0], max_skipped=2)
+    expected, _, _ = train([1.0, 1.0, 1.0])
+    assert not message and all(torch.equal(a, expected[-1][key]) for key, a in model.state_dict().items())
+    _, _, message = train([bad, 1.0, bad, bad], max_skipped=2)
+    assert message.startswith('iteration 4: ') and 'after 2 skipped batches' in message
+
+
+def test_skips_one_of_the_accumulated_batches():
+    """The update then has the gradients of the others; with none, there is no update."""
+    history, _, _ = train([1.0, NAN, NAN, NAN], accumulate=2, max_skipped=3)
+    expected, _, _ = train([0.5])
+    for state in history[1:]:
+        assert all(torch.equal(value, expected[-1][key]) for key, value in state.items())
+
+
+def test_weights_that_are_not_finite_are_not_saved():
+    runner = SimpleNamespace(iter=9)
+    hook = FiniteLossHook()
+    hook.before_save_checkpoint(runner, dict(state_dict=dict(a=torch.ones(2), b=torch.ones(1, dtype=torch.int64))))
+    with pytest.raises(UserError, match=r'iteration 10: head\.weight has values that are not finite'):
+        hook.before_save_checkpoint(runner, dict(state_dict={'head.weight': torch.tensor([1, NAN])}))
+
+
+def test_wrong_option():
+    with pytest.raises(UserError, match='max_skipped=-1; expected a number of batches'):
+        FiniteLossHook(max_skipped=-1)
+
+
+@pytest.mark.parametrize(('in_head', 'out_channels', 'names', 'sound'), [
+    (3, 3, 'abc', True), (4, 4, 'abc', False), (2, 2, 'abc', False), (1, 1, 'ab', True), (2, 1, 'ab', True),
+])  # fmt: skip
+def test_number_of_classes(in_head, out_channels, names, sound):
+    model = nn.Module()
+    model.decode_head = SimpleNamespace(num_classes=in_head, out_channels=out_channels)
+    dataset = SimpleNamespace(metainfo=dict(classes=list(names)))
+    loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=dataset))
+    runner = SimpleNamespace(model=model, train_loop=loop, val_loop=None, cfg={})
+    if sound:
+        DataGuardHook().before_train(runner)
+        return
+    message = rf'num_classes={in_head}, but train_dataloader.dataset has {len(names)} classes \(a, b, c, ...\)'
+    with pytest.raises(UserError, match=message):
+        DataGuardHook().before_train(runner)
+
+
+def test_skip_bad_needs_the_wrapper():
+    runner = SimpleNamespace(
+        model=nn.Module(), train_loop=SimpleNamespace(dataloader=SimpleNamespace(dataset=SimpleNamespace())),
+        val_loop=None, cfg=dict(skip_bad=True),
+    )  # fmt: skip
+    runner.model.decode_head = SimpleNamespace(num_classes=2)
+    with pytest.raises(UserError, match="wrap the dataset: dict\\(type='SkipBadSamples'"):
+        DataGuardHook().before_train(runner)
