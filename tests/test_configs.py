@@ -187,7 +187,7 @@ def check_pipelines(cfg, size, crop):
     resize, random_crop, flip = cfg.train_pipeline[2:5]
     assert resize.scale == size and resize.ratio_range == (0.5, 2.0) and resize.keep_ratio and flip.prob == 0.5
     assert random_crop.crop_size == (crop, crop) and random_crop.cat_max_ratio == 0.75
-    assert [t.type for t in cfg.test_pipeline] == ['LoadImage', 'Resize', 'LoadLabelMap', 'PackSegInputs']
+    assert [t.type for t in cfg.test_pipeline] == ['LoadImageFromFile', 'Resize', 'LoadLabelMap', 'PackSegInputs']
     assert cfg.test_pipeline[1].scale == size and cfg.test_pipeline[1].keep_ratio
     # Annotations keep their original size, at which the official code computes scores.
     assert cfg.train_dataloader.dataset.pipeline == cfg.train_pipeline

@@ -140,4 +140,4 @@ def test_more_than_255_classes(folder, tmp_path):
     assert {0, 255, 299, 65535} <= set(labels.unique().tolist())
     assert 'mIoU' in train(folder / 'my_16bit_masks.py', tmp_path, {'class_never_seen'})
     plain = check_dataset(shrunk(folder / 'my_dataset.py', tmp_path), 1, progress=False)
-    assert {'labels_cut_to_8_bits', 'ignore_index'} <= {p.kind for p in plain.errors}
+    assert {'labels_outside', 'ignore_index'} <= {p.kind for p in plain.errors}

@@ -135,6 +135,7 @@ LOVASZ = block('Losses', 3)
 CHECKPOINTING = block('Memory and speed')
 CHANNELS_LAST = block('Memory and speed', 1)
 RESUME = block('Resume')
+FINITE_LOSS = block('Bad files and a loss that is not finite')
 
 
 def test_no_block_of_the_document_is_left_out():
@@ -160,6 +161,25 @@ def test_checkpoints_to_resume_from(train, tmp_path):
         train(block, work_dir=name, **{'train_cfg.max_iters': 8})
         assert ('exact_resume' in torch.load(tmp_path / name / 'iter_8.pth')) == (name == 'exact')
     assert {path.name for path in (tmp_path / 'exact').glob('iter_*')} == {'iter_4.pth', 'iter_6.pth', 'iter_8.pth'}
+
+
+def test_batches_that_may_be_left_out(train, monkeypatch):
+    from mmseg_segmenter.models import Segmenter
+
+    calls, plain = [], Segmenter.loss
+
+    def loss(self, inputs, data_samples):
+        calls.append(len(calls))
+        scale = float('nan') if len(calls) in (2, 3) else 1.0
+        return {key: value * scale for key, value in plain(self, inputs, data_samples).items()}
+
+    monkeypatch.setattr(Segmenter, 'loss', loss)
+    runner = train(FINITE_LOSS, **{'train_cfg.max_iters': 4})
+    (hook,) = (hook for hook in runner.hooks if type(hook).__name__ == 'FiniteLossHook')
+    assert hook.skipped == 2 and all(value.isfinite().all() for value in weights(runner).values())
+    calls.clear()
+    with pytest.raises(ValueError, match=r'iteration 2: the loss is nan, learning rate .*, images .*\.jpg'):
+        train("custom_hooks = [dict(type='FiniteLossHook')]", **{'train_cfg.max_iters': 4})
 
 
 def test_early_stopping(train):

@@ -13,7 +13,8 @@ from typing import NamedTuple
 from PIL import Image
 
 from ..apis import InputImage
-from ..apis.images import decode_image, decoding, no_pillow_limit
+from ..apis.images import decode_image, decoding
+from ..datasets.image_files import no_pillow_limit
 from ..errors import UserError
 
 # What browsers and cameras write. Pillow knows more formats, some of which start other programs.

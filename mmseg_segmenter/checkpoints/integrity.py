@@ -14,13 +14,17 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Collection
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
 _CHUNK = 1 << 20
 # A compressed archive may unpack to this many times its size, or to _SMALL bytes. Weights shrink by a tenth at best.
 _MOST_UNPACKED, _SMALL = 100, 1 << 30
+# Bytes of the longest header or index, which is parsed as a whole: the limit of the safetensors package.
+_LONGEST_HEADER = 100_000_000
+# Most items of a tuple with those of the tuples in it. Nested tuples can have more than memory, and hash in as long.
+_MOST_ITEMS = 1 << 20
 # First pickle of a file that torch wrote before 1.6.
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 # Bytes per item of torch's storage classes. Others count as one byte, which is never too much.
@@ -159,7 +163,7 @@ def _check_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
 def _check_safetensors(file: IO[bytes], size: int) -> Format:
     file.seek(0)
     (length,) = struct.unpack('<Q', file.read(8))
-    if 8 + length > size:
+    if 8 + length > size or length > _LONGEST_HEADER:
         raise DamagedError(f'its header alone is {length:,} bytes')
     header = json.loads(file.read(length))
     ends = [entry['data_offsets'][1] for key, entry in header.items() if key != '__metadata__']
@@ -189,6 +193,8 @@ def _check_legacy_torch(file: IO[bytes], size: int) -> Format:
 
 
 def _check_index(file: IO[bytes]) -> Format:
+    if file.seek(0, os.SEEK_END) > _LONGEST_HEADER:
+        raise DamagedError('it is too large for an index')
     file.seek(0)
     weight_map = json.load(file).get('weight_map')
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
@@ -247,6 +253,37 @@ class _Inventory(pickle._Unpickler):
         super().__init__(file, encoding='bytes')
         self.file_size = file_size
         self.storages: dict[Any, int] = {}
+        self._sizes: dict[int, int] = {}
+        self._tuples: list[tuple[Any, ...]] = []
+
+    def append_tuple(self, items: Any) -> None:
+        """Put a tuple on the stack, if it is not larger than any in a checkpoint."""
+        number = sum(self._sizes.get(id(item), 1) for item in items)
+        if number > _MOST_ITEMS:
+            raise DamagedError(f'it has a tuple of {number:,} items')
+        value = tuple(items)
+        self._sizes[id(value)] = number
+        self._tuples.append(value)  # its id stays its own
+        self.append(value)  # type: ignore[attr-defined]
+
+    def load_tuple(self) -> None:
+        """Take the items down to the last mark."""
+        self.append_tuple(self.pop_mark())  # type: ignore[attr-defined]
+
+    def load_short_tuple(self, length: int) -> None:
+        """Take the last items."""
+        stack = self.stack  # type: ignore[attr-defined]
+        items = stack[-length:]
+        del stack[-length:]
+        self.append_tuple(items)
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **pickle._Unpickler.dispatch,
+        pickle.TUPLE[0]: load_tuple,
+        pickle.TUPLE1[0]: lambda self: self.load_short_tuple(1),
+        pickle.TUPLE2[0]: lambda self: self.load_short_tuple(2),
+        pickle.TUPLE3[0]: lambda self: self.load_short_tuple(3),
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         """Return an inert class in place of the one that the pickle names."""

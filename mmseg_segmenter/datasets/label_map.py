@@ -71,6 +71,8 @@ class LoadLabelMap(LoadAnnotations):
             BadSampleError: the file is not a whole image with one channel of integers, has another size than the
                 image, or holds a value that is neither in ``values`` nor a class; names the file and what was found.
         """
+        if 'seg_fields' not in results:  # mmseg's inference_model removes LoadAnnotations by name only
+            return
         path = results['seg_map_path']
         stored = self._read(path)
         image_size = results.get('ori_shape', stored.shape)[:2]

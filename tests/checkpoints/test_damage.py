@@ -282,3 +282,28 @@ def test_torchscript(tmp_path):
 def test_folder(tmp_path):
     with pytest.raises(UserError, match='is a folder, expected a file'):
         read_tensors(str(tmp_path))
+
+
+def test_nested_tuples_do_not_hang(tmp_path):
+    """Each tuple holds the one before it twice: 60 of them take 2^60 steps to hash."""
+    opcodes = b'\x80\x02}q\x00K\x00' + b'2\x86' * 60 + b'K\x01s.'
+    path = tmp_path / 'a.pth'
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('a/data.pkl', opcodes)
+        archive.writestr('a/version', '3')
+    with pytest.raises(UserError, match=r'it has a tuple of 2,097,152 items'):
+        read(str(path))
+
+
+def test_header_that_is_too_long(tmp_path):
+    path = tmp_path / 'a.safetensors'
+    with open(path, 'wb') as file:  # a sparse file
+        file.write((100_000_001).to_bytes(8, 'little') + b'{')
+        file.truncate(100_000_100)
+    with pytest.raises(UserError, match='its header alone is 100,000,001 bytes'):
+        read(str(path))
+    with open(path, 'wb') as file:
+        file.write(b'{' + b' ' * 20)
+        file.truncate(100_000_100)
+    with pytest.raises(UserError, match='too large for an index'):
+        read(str(path))

@@ -23,7 +23,7 @@ train_pipeline = [
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImage'),
+    dict(type='LoadImageFromFile'),
     dict(type='LoadLabelMap'),
     dict(type='PackSegInputs'),
 ]
