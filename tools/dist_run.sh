@@ -10,6 +10,7 @@ if [[ "${MAX_RESTARTS:-0}" != 0 ]]; then
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # else gloo may find old addresses even so
     RENDEZVOUS=(--rdzv_backend=c10d --rdzv_endpoint="$ADDRESS:$PORT" --rdzv_id="${RUN_ID:-mmseg_segmenter}")
     RENDEZVOUS+=(--rdzv_conf="is_host=$([[ "${NODE_RANK:-0}" == 0 ]] && echo 1 || echo 0)")
+    if [[ -n "${LOCAL_ADDR:-}" ]]; then RENDEZVOUS+=(--local_addr="$LOCAL_ADDR"); fi
 else
     RENDEZVOUS=(--node_rank="${NODE_RANK:-0}" --master_addr="$ADDRESS" --master_port="$PORT")
 fi
