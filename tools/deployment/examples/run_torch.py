@@ -21,7 +21,7 @@ def main() -> None:
         network = torch.export.load(args.model, extra_files=metadata).module()
     else:
         network = torch.jit.load(args.model, _extra_files=metadata)
-    classes, palette, size = (json.loads(value) for value in metadata.values())
+    classes, palette, size = (json.loads(metadata[name]) for name in ('classes', 'palette', 'size'))
 
     picture = Image.open(args.image).convert('RGB')
     image = picture.resize(size[::-1]) if size else picture  # a file with free size has none
