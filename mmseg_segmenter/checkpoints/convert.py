@@ -1,10 +1,12 @@
 """Convert a file of pretrained weights of an encoder, and account for every tensor in it."""
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from ..errors import UserError
 from ..files import refuse_existing, write_atomically, write_checkpoint
 from .architecture import Architecture, read_architecture, standard_heads, value_warnings
 from .formats import find_encoder_format
+from .formats._refused import refuse
 from .keymap import Conversion
 from .patch_size import resize_patch_embed
 from .read import local_path, provenance, read_tensors
@@ -43,14 +46,27 @@ class Encoder:
         return value_warnings(self.source, self.conversion.state_dict)
 
     @property
+    def backbone(self) -> dict[str, Any]:
+        """The config that builds the encoder; its weights then load with ``strict=True``."""
+        return self.architecture.backbone(self.eps)
+
+    @property
     def assumptions(self) -> list[str]:
         """What the file does not hold, with the value to be set in the config."""
         assumed = ['exact (erf) GELU', f'LayerNorm eps {self.eps:g}']
-        width, size = self.architecture.embed_dims, self.architecture.img_size
-        if self.architecture.num_heads is None:
+        architecture = self.architecture
+        width, size, P, N = (
+            getattr(architecture, name) for name in ('embed_dims', 'img_size', 'patch_size', 'num_patches')
+        )
+        if architecture.ffn == 'swiglu':
+            assumed[0] = 'SwiGLU'
+        if architecture.num_heads is None:
             assumed.append(f'num_heads {standard_heads(width)} (width // 64)')
-        P, N = self.architecture.patch_size, self.architecture.num_patches
-        assumed.append(f'square grid of {size[0] // P}x{size[1] // P} patches' if size else f'grid of 1x{N} patches')
+        if N:
+            assumed.append(
+                f'square grid of {size[0] // P}x{size[1] // P} patches' if size else f'grid of 1x{N} patches'
+            )
+        assumed += [f'{name} {value}' for name, value in architecture.options.items()]
         return assumed
 
     def __str__(self) -> str:
@@ -58,38 +74,57 @@ class Encoder:
         lines.append(f'assumed, as the file does not hold it: {", ".join(self.assumptions)}')
         if self.verified:
             lines.append(f'verified: {self.verified}')
+        lines.append(f'backbone={self.backbone}')
         return '\n'.join(lines)
 
 
-def read_encoder(path: str) -> Encoder:
+def read_encoder(path: str, num_heads: int | None = None) -> Encoder:
     """Read pretrained weights of an encoder, and convert them to mmseg's layout in memory.
 
     Args:
-        path: AugReg ``.npz``, or timm or DeiT ``.pth`` or ``.safetensors``.
+        path: ``.npz``, ``.pth``, ``.safetensors`` or an index of several, in any layout of :mod:`.formats`.
+        num_heads: attention heads, if the file does not hold their number. Default: that of a ``config.json`` of
+            transformers beside the file, else heads of 64 channels.
 
     Raises:
         MissingFileError: no such file.
         UserError: names the file and what is wrong: it is damaged or refused, its layout is not known, keys are
             missing or unknown, or shapes contradict each other.
     """
-    return to_encoder(path, read_tensors(path))
+    return to_encoder(path, read_tensors(path), num_heads or _heads_of_config(path))
 
 
-def to_encoder(source: str, tensors: Mapping[str, Tensor]) -> Encoder:
+def _heads_of_config(path: str) -> int | None:
+    """Return the number of heads in the ``config.json`` that transformers writes beside its weights, or None."""
+    try:
+        with open(os.path.join(os.path.dirname(path), 'config.json'), encoding='utf-8') as file:
+            heads = json.load(file).get('num_attention_heads')
+    except (OSError, ValueError, AttributeError):
+        return None
+    return heads if isinstance(heads, int) and heads > 0 else None
+
+
+def to_encoder(source: str, tensors: Mapping[str, Tensor], num_heads: int | None = None) -> Encoder:
     """Convert the tensors of an encoder to mmseg's layout.
 
     Args:
         source: path of the file they were read from, for messages.
         tensors: source key -> tensor.
+        num_heads: attention heads, if the file does not hold their number.
 
     Raises:
         UserError: names the source and what is wrong: its layout is not known, keys are missing or unknown, or shapes
             contradict each other.
     """
     try:
+        refuse(tensors)
         layout = find_encoder_format(tensors)
         conversion = layout.to_mmseg(tensors)
-        architecture = read_architecture(conversion.state_dict, conversion.origin, layout.num_heads(tensors))
+        options = layout.options(tensors) if hasattr(layout, 'options') else {}
+        heads = layout.num_heads(tensors) or num_heads
+        architecture = read_architecture(conversion.state_dict, conversion.origin, heads, options)
+        if heads and architecture.embed_dims % heads:
+            raise UserError(f'num_heads={heads} does not divide the width {architecture.embed_dims}')
     except ValueError as error:
         raise UserError(f'{source}: cannot convert, {error}') from None
     return Encoder(source, architecture, conversion, layout.EPS)
@@ -108,12 +143,18 @@ def with_patch_size(encoder: Encoder, patch_size: int) -> Encoder:
     key = 'patch_embed.projection.weight'
     state = dict(encoder.conversion.state_dict)
     state[key] = resize_patch_embed(state[key], patch_size)
-    architecture = read_architecture(state, num_heads=encoder.architecture.num_heads)
+    old = encoder.architecture
+    architecture = read_architecture(state, num_heads=old.num_heads, options=old.options)
     return replace(encoder, architecture=architecture, conversion=replace(encoder.conversion, state_dict=state))
 
 
 def convert_encoder(
-    source: str, destination: str, force: bool = False, verify: bool = False, patch_size: int | None = None
+    source: str,
+    destination: str,
+    force: bool = False,
+    verify: bool = False,
+    patch_size: int | None = None,
+    num_heads: int | None = None,
 ) -> Encoder:
     """Convert a file of pretrained weights. The destination is written whole or not at all.
 
@@ -126,6 +167,7 @@ def convert_encoder(
         verify: write the file only if it gives the same tokens as the source, see
             :func:`mmseg_segmenter.checkpoints.verify.verify_encoder`.
         patch_size: resize the patch embedding to this size, see :func:`with_patch_size`.
+        num_heads: as :func:`read_encoder`.
 
     Raises:
         ExistingFileError: the destination exists and ``force`` is not set.
@@ -137,10 +179,10 @@ def convert_encoder(
     if verify and patch_size is not None:
         raise UserError('--verify with --patch-size: with patches of another size the tokens differ')
     refuse_existing(destination, force)
-    encoder = read_encoder(source)
+    encoder = read_encoder(source, num_heads)
     if patch_size is not None:
         encoder = with_patch_size(encoder, patch_size)
-    meta = provenance(source, encoder.architecture)
+    meta = dict(provenance(source, encoder.architecture), backbone=encoder.backbone)
     content = dict(state_dict=encoder.conversion.state_dict, meta=meta)
     folder, name = os.path.split(destination)
 
@@ -155,13 +197,15 @@ def convert_and_report(args: argparse.Namespace) -> None:
     """Convert an encoder as a command line says, and print what was converted.
 
     Args:
-        args: of ``timm2mmseg.py`` or ``vitjax2mmseg.py``.
+        args: of ``vit2mmseg.py``.
 
     Raises:
         SystemExit: as :func:`~mmseg_segmenter.command_line.errors_in_one_line`.
     """
     with errors_in_one_line():
-        encoder = convert_encoder(args.source, args.destination, args.force, args.verify, args.patch_size)
+        encoder = convert_encoder(
+            args.source, args.destination, args.force, args.verify, args.patch_size, args.num_heads
+        )
     for warning in encoder.warnings:
         print(f'warning: {warning}', file=sys.stderr)
     print(encoder)

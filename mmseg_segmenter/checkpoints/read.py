@@ -49,19 +49,19 @@ class Checkpoint:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name: the content, or what it has below ``state_dict`` (OpenMMLab) or ``model`` (DeiT).
+        """The tensors by name: the content, or what is below ``state_dict``, ``model`` (DeiT) or ``teacher`` (DINO).
 
         Raises:
             UserError: the content is something else.
         """
         content = self.content
-        for key in ('state_dict', 'model'):
+        for key in ('state_dict', 'model', 'teacher'):
             if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
                 content = content[key]
         if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()) or not content:
             found = ', '.join(map(str, list(content)[:5])) if isinstance(content, Mapping) else type(content).__name__
             raise UserError(
-                f'{self.source}: expected tensors by name, below "state_dict", "model" or directly; found '
+                f'{self.source}: expected tensors by name, below "state_dict", "model", "teacher" or directly; found '
                 f'{found or "nothing"}'
             )
         return dict(content)

@@ -1,10 +1,13 @@
 """Make mmengine read checkpoints with this package: ``load_from``, ``resume``, ``init_model`` and ``init_cfg``."""
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor
 
+from ..models.backbones.vit import foreign_layouts
 from ..models.load_report import FILE_KEY
 from .convert import to_encoder
 from .download import PREFIX
@@ -52,8 +55,25 @@ def _with_name(checkpoint: Any, filename: str) -> Any:
     return named
 
 
+def _convert_foreign(path: str, source: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """Convert what ``init_cfg`` of a :class:`SegmenterViT` names, if it is the encoder of another project.
+
+    Files of ``torch.save`` come here as they are, because models of other packages read them too.
+
+    Raises:
+        UserError: the file cannot be converted; the message names it.
+    """
+    tensors = {key: value for key, value in source.items() if isinstance(value, Tensor)}
+    for key in ('model', 'teacher'):
+        if isinstance(source.get(key), Mapping):
+            tensors = dict(source[key])
+    return to_encoder(path, tensors).conversion.state_dict if is_encoder(tensors) else None
+
+
 def register() -> None:
-    """Register this loader for paths, URLs and ``augreg://``."""
+    """Register this loader for paths, URLs and ``augreg://``, and the converter for pretrained ViTs."""
+    if _convert_foreign not in foreign_layouts:
+        foreign_layouts.append(_convert_foreign)
     CheckpointLoader.register_scheme(
         prefixes=['', 'http://', 'https://', PREFIX], loader=load_from_mmseg_segmenter, force=True
     )

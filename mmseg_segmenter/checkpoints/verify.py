@@ -53,8 +53,8 @@ def verify_encoder(source: str, written: str, architecture: Architecture) -> Com
     Args:
         source: ``.npz``, ``.pth`` or ``.safetensors`` file as released.
         written: file that it was converted to.
-        architecture: sizes of the converted encoder. Files of timm do not hold the number of heads; width // 64 is
-            assumed for both models then.
+        architecture: sizes of the converted encoder. Most files do not hold the number of heads; without it,
+            width // 64 is assumed for both models.
 
     Raises:
         UserError: ``written`` does not load into ``SegmenterViT``, or the tokens differ.
@@ -62,7 +62,7 @@ def verify_encoder(source: str, written: str, architecture: Architecture) -> Com
     weights = read_tensors(source)
     layout = find_encoder_format(weights)
     sizes = layout.source_sizes(weights)
-    num_heads, note = layout.num_heads(weights), ''
+    num_heads, note = architecture.num_heads, ''
     if num_heads is None:
         num_heads = standard_heads(sizes.embed_dims)
         note = f' (num_heads={num_heads} assumed, width // 64: the file does not hold it)'
@@ -73,27 +73,16 @@ def verify_encoder(source: str, written: str, architecture: Architecture) -> Com
             tokens = layout.reference_tokens(weights, image, num_heads)
         reference = f'a plain forward of the {layout.NAME} layout', tokens
     name, theirs = reference
-    if sizes.with_dist_token:  # SegmenterViT uses it and does not return it
-        theirs = torch.cat((theirs[:, :1], theirs[:, 2:]), dim=1)
+    # SegmenterViT does not return the distillation token and registers.
+    theirs = torch.cat((theirs[:, :1], theirs[:, -sizes.grid[0] * sizes.grid[1] :]), dim=1)
     return _compare(name + note, theirs, _converted_tokens(written, architecture, num_heads, layout.EPS, image))
 
 
 def _converted_tokens(written: str, architecture: Architecture, num_heads: int, eps: float, image: Tensor) -> Tensor:
     """Return the (B, 1 + N, C) tokens of the converted encoder, the class token first."""
-    P, N = architecture.patch_size, architecture.num_patches
-    model = SegmenterViT(
-        img_size=architecture.img_size or (P, N * P),
-        patch_size=P,
-        in_channels=architecture.in_channels,
-        embed_dims=architecture.embed_dims,
-        num_layers=architecture.num_layers,
-        num_heads=num_heads,
-        mlp_ratio=architecture.mlp_ratio,
-        with_dist_token=architecture.with_dist_token,
-        output_cls_token=True,
-        final_norm=True,
-        norm_cfg=dict(type='LN', eps=eps),
-    )
+    config = dict(architecture.backbone(eps), num_heads=num_heads, output_cls_token=True)
+    del config['type']
+    model = SegmenterViT(**config)
     _load(model, written)
     with torch.no_grad():
         feature_map, cls_token = model(image)[0]
@@ -161,6 +150,8 @@ def _timm_tokens(
     if layout is not timm and not (layout is augreg and augreg.has_released_names(weights)):
         return None
     try:
+        if layout is timm and timm.has_extras(weights):
+            return None
         import timm as library
         from timm.models.deit import VisionTransformerDistilled
         from timm.models.vision_transformer import VisionTransformer

@@ -44,6 +44,9 @@ class EncoderFormat(Format, Protocol):
 
     Attributes:
         EPS: LayerNorm eps of the models that such files are written from. Files do not hold it.
+
+    A module may also define ``options(state)``, the arguments of ``SegmenterViT`` that the tensors in mmseg's layout do
+    not tell, such as the way its position embedding is resized.
     """
 
     EPS: float

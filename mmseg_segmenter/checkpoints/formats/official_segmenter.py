@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..keymap import Conversion, Rule, convert, invert
 from . import timm
+from ._plain import affine, linear, norm, run_blocks
 
 NAME = 'official'
 CONVERTER = 'segm2mmseg.py'
@@ -102,19 +103,22 @@ def reference_logits(weights: Mapping[str, Tensor], image: Tensor, num_heads: in
     Returns:
         (B, K, h, w) logits at patch resolution.
     """
-    layers = timm.PlainLayers(weights, EPS)
-    x = layers.tokens(image, 'encoder.', num_heads)[:, 2 if 'encoder.dist_token' in weights else 1 :]
+    x = timm.plain_vit(weights, EPS, 'reg_token', 'encoder.').tokens(image, num_heads)
+    x = x[:, 2 if 'encoder.dist_token' in weights else 1 :]
     if 'decoder.head.weight' in weights:
-        x = layers.linear(x, 'decoder.head')
+        x = linear(x, affine(weights, 'decoder.head'))
     else:
-        x = layers.linear(x, 'decoder.proj_dec')
-        cls_emb = layers['decoder.cls_emb']
+        x = linear(x, affine(weights, 'decoder.proj_dec'))
+        cls_emb = weights['decoder.cls_emb'].double()
         x = torch.cat((x, cls_emb.expand(len(x), -1, -1)), 1)  # (B, N + K, C): patches, then classes
-        x = layers.blocks(x, 'decoder.', decoder_heads(x.shape[-1], num_heads))
-        x = layers.norm(x, 'decoder.decoder_norm')
+        x = run_blocks(x, timm.plain_blocks(weights, 'decoder.'), decoder_heads(x.shape[-1], num_heads), EPS)
+        x = norm(x, affine(weights, 'decoder.decoder_norm'), EPS)
         K = cls_emb.shape[1]
-        patches, classes = x[:, :-K] @ layers['decoder.proj_patch'], x[:, -K:] @ layers['decoder.proj_classes']
+        patches, classes = (
+            tokens @ weights[f'decoder.proj_{name}'].double()
+            for tokens, name in ((x[:, :-K], 'patch'), (x[:, -K:], 'classes'))
+        )
         x = F.normalize(patches, dim=-1) @ F.normalize(classes, dim=-1).transpose(1, 2)  # (B, N, K)
-        x = layers.norm(x, 'decoder.mask_norm')
+        x = norm(x, affine(weights, 'decoder.mask_norm'), EPS)
     P = weights['encoder.patch_embed.proj.weight'].shape[-1]
     return x.transpose(1, 2).unflatten(2, (image.shape[2] // P, image.shape[3] // P))

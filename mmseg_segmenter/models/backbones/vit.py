@@ -5,7 +5,7 @@ Shapes: B images, N tokens (P prefix tokens, then h * w patches), C width.
 
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -39,6 +39,11 @@ class PrefixToken(NamedTuple):
     name: str
     num_tokens: int = 1
     has_position: bool = True
+
+
+# Called with the path and the tensors of a pretrained checkpoint: converts those of another project to mmseg's layout,
+# and returns None for others. ``checkpoints.schemes`` puts its converter here; models do not import it.
+foreign_layouts: list[Callable[[str, Mapping[str, Any]], dict[str, Tensor] | None]] = []
 
 
 @MODELS.register_module()
@@ -375,6 +380,8 @@ class SegmenterViT(BaseModule):
             source = source.get('state_dict', source)
         if not isinstance(source, Mapping) or not source:
             raise UserError(f'{path} holds a {type(source).__name__}; expected tensors by name')
+        for convert in foreign_layouts:
+            source = convert(path, source) or source
         # `Pretrained_Part` is how mmseg's SAN configs take the image encoder out of a CLIP checkpoint.
         prefix = init_cfg.get('prefix') or ('image_encoder.' if init_cfg['type'] == 'Pretrained_Part' else '')
         prefix = prefix if not prefix or prefix.endswith('.') else prefix + '.'
