@@ -329,7 +329,7 @@ def test_config_that_is_a_folder(tmp_path, refused):
         ('model.auxiliary_head.embed_dim=16', "unexpected keyword argument 'embed_dim'"),
         ('default_hooks.logger.type=Logger', 'Logger is not in the mmseg::hook registry'),
         ('optim_wrapper.optimizer.type=SDG', "optim_wrapper.optimizer.type='SDG' is not a registered optimizer"),
-        ('optim_wrapper.optimizer.momentumm=0.9', "unexpected keyword argument 'momemtum'"),
+        ('optim_wrapper.optimizer.momentumm=0.9', "unexpected keyword argument 'momentumm'"),
         ('optim_wrapper.type=Wrapper', 'Wrapper is not in the'),
         ('optim_wrapper.constructor=Constructor', 'Constructor is not in the'),
         ('param_scheduler.0.type=Poly', 'Poly is not in the'),
