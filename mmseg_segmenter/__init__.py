@@ -13,7 +13,8 @@ Importing it changes the following for the whole process:
   (:mod:`mmseg_segmenter.drop_in`, which has to be imported explicitly,
   replaces two more.)
 - mmengine's ``CheckpointLoader`` reads local files, ``http://``, ``https://``
-  and ``augreg://`` with this package (:mod:`.checkpoints.schemes`).
+  and ``augreg://`` with this package (:mod:`.checkpoints.schemes`), and what
+  ``open-mmlab://``, ``mmcls://`` and ``torchvision://`` stand for.
 - ``torch.serialization`` accepts the classes that checkpoints of mmengine
   contain, such as ``HistoryBuffer``, with ``weights_only=True``.
 - With mmcv-lite, ``mmcv._ext`` is a placeholder, because mmseg imports it. Its

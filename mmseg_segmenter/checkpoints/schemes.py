@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
+from mmengine.runner import checkpoint as mmengine_loaders
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
@@ -71,9 +72,12 @@ def _convert_foreign(path: str, source: Mapping[str, Any]) -> dict[str, Tensor] 
 
 
 def register() -> None:
-    """Register this loader for paths, URLs and ``augreg://``, and the converter for pretrained ViTs."""
+    """Register this loader for paths, URLs and names of released models, and the converter for pretrained ViTs."""
     if _convert_foreign not in foreign_layouts:
         foreign_layouts.append(_convert_foreign)
     CheckpointLoader.register_scheme(
         prefixes=['', 'http://', 'https://', PREFIX], loader=load_from_mmseg_segmenter, force=True
     )
+    # mmengine's loaders of open-mmlab://, mmcls:// and torchvision:// look up a URL and call this function. Its own runs
+    # any code in the file that it downloads.
+    mmengine_loaders.load_from_http = load_from_mmseg_segmenter

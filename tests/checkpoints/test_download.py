@@ -230,6 +230,27 @@ def test_nothing_behind_a_url_is_executed(server, url, tmp_path):
     assert not canary.exists()
 
 
+@pytest.mark.parametrize(
+    ('scheme', 'lookup'),
+    [
+        ('open-mmlab://', 'get_external_models'),
+        ('openmmlab://', 'get_external_models'),
+        ('mmcls://', 'get_mmcls_models'),
+        ('torchvision://', 'get_torchvision_models'),
+        ('modelzoo://', 'get_torchvision_models'),
+    ],
+)
+def test_names_of_released_models_run_no_code(server, url, tmp_path, monkeypatch, scheme, lookup):
+    """mmengine looks up their URL; the file is read as any other."""
+    canary = tmp_path / 'canary'
+    server.content = saved(tmp_path, dict(state_dict={}, extra=Evil(canary)))
+    monkeypatch.setattr(f'mmengine.runner.checkpoint.{lookup}', lambda: {'evil': url})
+    with pytest.raises(ValueError, match='refused, it holds more than tensors'):
+        CheckpointLoader.load_checkpoint(f'{scheme}evil')
+    assert not canary.exists()
+
+
+
 def test_url_that_answers_something_else(server, url, tmp_path):
     server.content = b'<html>please log in</html>'
     target = rf'{tmp_path}/cache/model-\w+\.pth'
