@@ -103,7 +103,7 @@ def write_network(
             if _size(module) > onnx.LARGEST:
                 files.append(f'{name}.data')
         else:
-            graph = openvino.to_openvino(program, output)
+            graph = openvino.to_openvino(program, output, None if dynamic else example.shape)
             if quantize is not None:
                 graph = quantize(graph)
             write = lambda part: openvino.save(graph, part, notes, precision == 'fp16')  # noqa: E731

@@ -250,7 +250,6 @@ def test_names_of_released_models_run_no_code(server, url, tmp_path, monkeypatch
     assert not canary.exists()
 
 
-
 def test_url_that_answers_something_else(server, url, tmp_path):
     server.content = b'<html>please log in</html>'
     target = rf'{tmp_path}/cache/model-\w+\.pth'

@@ -166,6 +166,22 @@ def test_int8_tells_the_scores(predictors: dict[str, Predictor], tmp_path: Path)
     assert 'FakeQuantize' in Path(out).read_text()
 
 
+def test_predictor_runs_an_int8_file_of_one_size(predictors: dict[str, Predictor], tmp_path: Path) -> None:
+    needs('openvino')
+    pytest.importorskip('nncf')
+    out, predictor = str(tmp_path / 'network.xml'), predictors['linear']
+    options = ExportOptions('openvino', 'int8', argmax=False, normalise=False)
+    export(predictor, out, options, max_drop=100)
+    import openvino
+
+    assert openvino.Core().read_model(out).inputs[0].partial_shape.is_static
+    cfg, checkpoint = predictor.cfg, predictor.checkpoint
+    quantised = Predictor(cfg, checkpoint, device='cpu', runtime='openvino', precision='int8', network=out)
+    image = image_of((32, 32))
+    (expected,), (found,) = predictor([image]), quantised([image])
+    assert (found.labels == expected.labels).mean() > 0.7
+
+
 def test_int8_that_loses_too_much_is_refused(predictors: dict[str, Predictor], tmp_path: Path) -> None:
     needs('openvino')
     pytest.importorskip('nncf')

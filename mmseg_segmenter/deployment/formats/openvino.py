@@ -1,5 +1,6 @@
 """Convert to OpenVINO."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,12 +9,13 @@ from ..network import quiet
 from ..packages import require
 
 
-def to_openvino(program: torch.export.ExportedProgram, output: str) -> Any:
+def to_openvino(program: torch.export.ExportedProgram, output: str, shape: Sequence[int] | None = None) -> Any:
     """Convert a graph to OpenVINO.
 
     Args:
         program: what :func:`~mmseg_segmenter.deployment.trace` returned.
         output: name of the output; the input is called ``image``.
+        shape: of the input, of a graph for one size. OpenVINO does not read it from the graph.
 
     Returns:
         ``openvino.Model`` with the dtypes of the graph. A CPU with
@@ -28,6 +30,8 @@ def to_openvino(program: torch.export.ExportedProgram, output: str) -> Any:
 
     with quiet():
         model = openvino.convert_model(program)
+    if shape is not None:
+        model.reshape(list(shape))
     model.inputs[0].tensor.set_names({'image'})
     model.outputs[0].tensor.set_names({output})
     return model
