@@ -78,6 +78,6 @@ def register() -> None:
     CheckpointLoader.register_scheme(
         prefixes=['', 'http://', 'https://', PREFIX], loader=load_from_mmseg_segmenter, force=True
     )
-    # mmengine's loaders of open-mmlab://, mmcls:// and torchvision:// look up a URL and call this function. Its own runs
-    # any code in the file that it downloads.
+    # mmengine's loaders of open-mmlab://, mmcls:// and torchvision:// look up a URL and call this function. mmengine's
+    # own runs any code in the file that it downloads.
     mmengine_loaders.load_from_http = load_from_mmseg_segmenter
