@@ -259,6 +259,12 @@ def test_setr_equals_mmsegs_config(name):
         if head.type == 'SETRUPHead':
             head.setdefault('up_scale', 4)
     assert ours.model.to_dict() == theirs.model.to_dict()
+    for transforms in (theirs.train_dataloader.dataset.pipeline, theirs.val_dataloader.dataset.pipeline):
+        for transform in transforms:  # ours check what they load; reduce_zero_label is the dataset's
+            if transform.type == 'LoadAnnotations':
+                transform.type = 'LoadLabelMap'
+                transform.pop('reduce_zero_label', None)
+    theirs.train_dataloader.dataset.pipeline[0].type = 'LoadImage'
     for key in ('param_scheduler', 'train_dataloader', 'val_dataloader', 'train_cfg'):
         assert ours[key] == theirs[key], key
     assert ours.optim_wrapper.optimizer == theirs.optim_wrapper.optimizer
