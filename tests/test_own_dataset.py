@@ -125,6 +125,7 @@ def test_sixteen_bit_images(folder, tmp_path):
     assert 'mIoU' in train(folder / 'my_16bit_images.py', tmp_path)
 
 
+@pytest.mark.slow
 def test_more_than_255_classes(folder, tmp_path):
     root = make_dataset(tmp_path / 'mine')
     for path in (root / 'annotations').rglob('*.png'):

@@ -86,6 +86,7 @@ def assert_right(run: Path, images: Path, out: Path) -> None:
         assert np.array_equal(np.asarray(Image.open(out / 'labels' / path.name)), predictor.predict(path).labels)
 
 
+@pytest.mark.slow
 def test_killed_process(run, images, tmp_path):
     """The results of both ranks are kept; three ranks do the rest."""
     out = tmp_path / 'out'
