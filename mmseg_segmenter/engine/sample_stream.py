@@ -3,6 +3,8 @@
 A sample then does not depend on the process, worker or run that loads it, and those before it need not be loaded.
 """
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -165,10 +167,17 @@ def _restart(sampler: Any, seed: int) -> None:
 def outlive_signals(loader: DataLoader) -> None:
     """Let the workers of a loader survive the signals that terminals and schedulers send to all processes of a job.
 
-    The main process needs the workers until it has saved; they end with it. A second SIGTERM, which multiprocessing
-    sends to workers that hang, ends a worker at once.
+    The main process needs the workers until it has saved; they end with it. A second SIGTERM ends a worker at once.
     """
+    atexit.unregister(_end_workers)
+    atexit.register(_end_workers)  # runs before multiprocessing's, which sends one SIGTERM and waits
     loader.worker_init_fn = partial(_init_worker, loader.worker_init_fn)
+
+
+def _end_workers() -> None:
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def _init_worker(init: Callable[[int], None] | None, worker_id: int) -> None:
