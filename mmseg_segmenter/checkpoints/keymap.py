@@ -147,3 +147,9 @@ def listed(keys: Sequence[str], most: int = 12) -> str:
 def cat(tensors: Sequence[Tensor]) -> Tensor:
     """Concatenate the tensors of queries, keys and values along the first dimension."""
     return torch.cat(list(tensors), dim=0)
+
+
+def cat_without_keys(tensors: Sequence[Tensor]) -> Tensor:
+    """Concatenate the biases of queries and values, with 0 for the keys between them."""
+    queries, values = tensors
+    return torch.cat((queries, torch.zeros_like(queries), values))

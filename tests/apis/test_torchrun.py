@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from processes import process_of_rank
 from tiny_run import save_run, tiny_config, write_image
 
 from mmseg_segmenter.apis import Predictor
@@ -36,18 +37,6 @@ def start(processes: int, *args: object, **env: str) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def process_of_rank(rank: int, folder: Path) -> int:
-    """Return the id of the process with a rank that writes to a folder."""
-    for path in Path('/proc').glob('[0-9]*'):
-        try:
-            environment, command = (path / 'environ').read_bytes(), (path / 'cmdline').read_bytes()
-        except OSError:
-            continue
-        if f'\0RANK={rank}\0'.encode() in environment and str(folder).encode() in command:
-            return int(path.name)
-    raise LookupError(rank)
 
 
 def summary(out: Path) -> list[dict[str, str]]:

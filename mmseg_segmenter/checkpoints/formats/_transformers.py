@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from ..keymap import Rule, cat
 from ._plain import Affine, affine, cat_affine
 from ._reference import SourceSizes, depth, grid_of
 
@@ -20,6 +21,28 @@ def without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     prefix = next((p for p in PREFIXES if any(key.startswith(f'{p}embeddings.') for key in state)), '')
     return {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+
+
+def layer_rules(layers: Mapping[str, str], qkv: tuple[str, str, str], scales: str | None = None) -> list[Rule]:
+    """Return the rules of layers with weight and bias, of the weights of attention, and of layer scales.
+
+    Args:
+        layers: name of each layer -> name in mmseg's layout, with ``{i}`` for the number of a block.
+        qkv: names of the projections of queries, keys and values.
+        scales: what the names of layer scales begin with.
+    """
+    rules = [
+        Rule((f'{theirs}.{kind}',), f'{ours}.{kind}') for theirs, ours in layers.items() for kind in ('weight', 'bias')
+    ]
+    rules.append(Rule(tuple(f'{name}.weight' for name in qkv), 'layers.{i}.attn.attn.in_proj_weight', cat))
+    if scales is not None:
+        rules += [Rule((f'{scales}{n}.lambda1',), f'layers.{{i}}.ls{n}.weight') for n in (1, 2)]
+    return rules
+
+
+def qkv_bias_rule(qkv: tuple[str, str, str]) -> Rule:
+    """Return the rule of the biases of queries, keys and values, which may be absent."""
+    return Rule(tuple(f'{name}.bias' for name in qkv), 'layers.{i}.attn.attn.in_proj_bias', cat, optional=True)
 
 
 def source_sizes(state: Mapping[str, Tensor], patch_key: str, norm_key: str, up_key: str) -> SourceSizes:

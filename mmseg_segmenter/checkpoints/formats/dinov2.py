@@ -14,7 +14,6 @@ CONVERTER = 'vit2mmseg.py'
 EPS = 1e-6
 REFINES = timm
 
-_MLP = {'mlp.fc1': 'ffn.layers.0.0', 'mlp.fc2': 'ffn.layers.1'}
 _SWIGLU = {'mlp.w12': 'ffn.w12', 'mlp.w3': 'ffn.w3'}
 # For masked image modelling.
 DROPPED = ('mask_token',)
@@ -48,7 +47,7 @@ def to_mmseg(state: Mapping[str, Tensor]) -> Conversion:
         *timm.EMBEDDING_RULES,
         Rule(('pos_embed',), 'pos_embed'),
         Rule(('register_tokens',), 'register_tokens', optional=True),
-        *timm.block_rules(_SWIGLU if swiglu else _MLP),
+        *timm.block_rules(_SWIGLU if swiglu else timm.MLP),
     ]
     return timm.fill_qkv_bias(convert(state, rules, DROPPED))
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..keymap import Conversion, Rule, cat, convert
+from ..keymap import Conversion, Rule, convert
 from . import timm
 
 NAME = 'DINOv3'
@@ -14,7 +14,6 @@ CONVERTER = 'vit2mmseg.py'
 EPS = 1e-5
 REFINES = timm
 
-_MLP = {'mlp.fc1': 'ffn.layers.0.0', 'mlp.fc2': 'ffn.layers.1'}
 # For masked image modelling; the norm of local crops in pretraining.
 DROPPED = ('mask_token', 'local_cls_norm.*')
 
@@ -26,13 +25,7 @@ def _masked(tensors: Sequence[Tensor]) -> Tensor:
 
 _QKV_BIAS = 'blocks.{i}.attn.qkv.bias'
 _MASKED_BIAS = Rule((_QKV_BIAS, f'{_QKV_BIAS}_mask'), 'layers.{i}.attn.attn.in_proj_bias', _masked)
-_SWIGLU_RULES = [
-    *(
-        Rule(tuple(f'blocks.{{i}}.mlp.{name}.{kind}' for name in ('w1', 'w2')), f'layers.{{i}}.ffn.w12.{kind}', cat)
-        for kind in ('weight', 'bias')
-    ),
-    *(Rule((f'blocks.{{i}}.mlp.w3.{kind}',), f'layers.{{i}}.ffn.w3.{kind}') for kind in ('weight', 'bias')),
-]
+_SWIGLU_RULES = timm.swiglu_rules('blocks.{i}.mlp.w1', 'blocks.{i}.mlp.w2', 'blocks.{i}.mlp.w3')
 
 
 def detect(tensors: Mapping[str, Tensor]) -> bool:
@@ -50,7 +43,7 @@ def to_mmseg(state: Mapping[str, Tensor]) -> Conversion:
         UserError: lists missing and unknown keys.
     """
     swiglu = 'blocks.0.mlp.w1.weight' in state
-    blocks = timm.block_rules({}) + _SWIGLU_RULES if swiglu else timm.block_rules(_MLP)
+    blocks = timm.block_rules({}) + _SWIGLU_RULES if swiglu else timm.block_rules(timm.MLP)
     if 'blocks.0.attn.qkv.bias_mask' in state:
         blocks = [rule for rule in blocks if rule.target != _MASKED_BIAS.target] + [_MASKED_BIAS]
     rules = [

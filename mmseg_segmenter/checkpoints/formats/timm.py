@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..keymap import Conversion, Rule, convert, invert
+from ..keymap import Conversion, Rule, cat, convert, invert
 from ._plain import Affine, PlainBlock, PlainViT, affine, optional
 from ._reference import SourceSizes, depth, grid_of, num_unembedded
 
@@ -19,7 +19,7 @@ CONVERTER = 'vit2mmseg.py'
 EPS = 1e-6
 
 _PARTS = {'norm1': 'ln1', 'attn.qkv': 'attn.attn.in_proj', 'attn.proj': 'attn.attn.out_proj', 'norm2': 'ln2'}
-_MLP = {'mlp.fc1': 'ffn.layers.0.0', 'mlp.fc2': 'ffn.layers.1'}
+MLP = {'mlp.fc1': 'ffn.layers.0.0', 'mlp.fc2': 'ffn.layers.1'}
 _SWIGLU = {'mlp.fc1': 'ffn.w12', 'mlp.fc2': 'ffn.w3'}
 
 
@@ -42,7 +42,25 @@ def block_rules(feed_forward: Mapping[str, str]) -> list[Rule]:
     return [rule.below('blocks.{i}.', 'layers.{i}.') for rule in rules]
 
 
-BLOCK_RULES = block_rules(_MLP)
+def swiglu_rules(gate: str, value: str, last: str) -> list[Rule]:
+    """Return the rules of a SwiGLU whose gate and value are separate layers.
+
+    Args:
+        gate: name of the gate, with ``{i}`` for the number of the block.
+        value: name of the value, likewise.
+        last: name of the last layer, likewise.
+    """
+    return [
+        rule
+        for kind in ('weight', 'bias')
+        for rule in (
+            Rule((f'{gate}.{kind}', f'{value}.{kind}'), f'layers.{{i}}.ffn.w12.{kind}', cat),
+            Rule((f'{last}.{kind}',), f'layers.{{i}}.ffn.w3.{kind}'),
+        )
+    ]
+
+
+BLOCK_RULES = block_rules(MLP)
 EMBEDDING_RULES = [
     Rule(('cls_token',), 'cls_token'),
     Rule(('dist_token',), 'dist_token', optional=True),  # distilled DeiT

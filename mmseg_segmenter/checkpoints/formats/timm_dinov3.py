@@ -1,12 +1,12 @@
 """DINOv3 in timm, as a model of its class ``Eva``, with a qkv bias (``_qkvb``) or without."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..keymap import Conversion, Rule, cat, convert
+from ..keymap import Conversion, Rule, cat_without_keys, convert
 from . import dinov3, timm
 from ._plain import Affine, PlainBlock, PlainViT, affine, optional
 from ._reference import depth
@@ -16,22 +16,7 @@ CONVERTER = 'vit2mmseg.py'
 EPS = dinov3.EPS
 REFINES = timm
 
-
-def _qkv_bias(tensors: Sequence[Tensor]) -> Tensor:
-    q, v = tensors
-    return torch.cat((q, torch.zeros_like(q), v))
-
-
-_MLP = {'mlp.fc1': 'ffn.layers.0.0', 'mlp.fc2': 'ffn.layers.1'}
-_SWIGLU_RULES = [
-    *(
-        Rule(
-            tuple(f'blocks.{{i}}.mlp.{name}.{kind}' for name in ('fc1_g', 'fc1_x')), f'layers.{{i}}.ffn.w12.{kind}', cat
-        )
-        for kind in ('weight', 'bias')
-    ),
-    *(Rule((f'blocks.{{i}}.mlp.fc2.{kind}',), f'layers.{{i}}.ffn.w3.{kind}') for kind in ('weight', 'bias')),
-]
+_SWIGLU_RULES = timm.swiglu_rules('blocks.{i}.mlp.fc1_g', 'blocks.{i}.mlp.fc1_x', 'blocks.{i}.mlp.fc2')
 
 
 def detect(tensors: Mapping[str, Tensor]) -> bool:
@@ -54,7 +39,7 @@ def to_mmseg(state: Mapping[str, Tensor]) -> Conversion:
         UserError: lists missing and unknown keys.
     """
     swiglu = 'blocks.0.mlp.fc1_g.weight' in state
-    blocks = timm.block_rules({}) + _SWIGLU_RULES if swiglu else timm.block_rules(_MLP)
+    blocks = timm.block_rules({}) + _SWIGLU_RULES if swiglu else timm.block_rules(timm.MLP)
     rules = [
         *timm.EMBEDDING_RULES,
         Rule(('reg_token',), 'register_tokens'),
@@ -63,7 +48,7 @@ def to_mmseg(state: Mapping[str, Tensor]) -> Conversion:
         Rule(
             ('blocks.{i}.attn.q_bias', 'blocks.{i}.attn.v_bias'),
             'layers.{i}.attn.attn.in_proj_bias',
-            _qkv_bias,
+            cat_without_keys,
             optional=True,
         ),
     ]

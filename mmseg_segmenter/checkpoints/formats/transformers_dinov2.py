@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..keymap import Conversion, Rule, cat, convert
+from ..keymap import Conversion, Rule, convert
 from . import _transformers as common
 from . import timm
 from ._plain import Affine, PlainBlock, PlainViT, affine
@@ -16,29 +16,24 @@ CONVERTER = 'vit2mmseg.py'
 EPS = 1e-6
 
 _BLOCK = 'encoder.layer.{i}.'
-_QKV = tuple(f'{_BLOCK}attention.attention.{name}' for name in ('query', 'key', 'value'))
+_ATTENTION = f'{_BLOCK}attention.attention.'
+_QKV = (f'{_ATTENTION}query', f'{_ATTENTION}key', f'{_ATTENTION}value')
 _PARTS = {'attention.output.dense': 'attn.attn.out_proj', 'norm1': 'ln1', 'norm2': 'ln2'}
-_MLP = {'mlp.fc1': 'ffn.layers.0.0', 'mlp.fc2': 'ffn.layers.1'}
 _SWIGLU = {'mlp.weights_in': 'ffn.w12', 'mlp.weights_out': 'ffn.w3'}
 
 
 def _rules(feed_forward: Mapping[str, str]) -> list[Rule]:
+    layers = {
+        'embeddings.patch_embeddings.projection': 'patch_embed.projection',
+        'layernorm': 'ln1',
+        **{_BLOCK + theirs: f'layers.{{i}}.{ours}' for theirs, ours in (_PARTS | dict(feed_forward)).items()},
+    }
     return [
         Rule(('embeddings.cls_token',), 'cls_token'),
         Rule(('embeddings.position_embeddings',), 'pos_embed'),
         Rule(('embeddings.register_tokens',), 'register_tokens', optional=True),
-        *(
-            Rule((f'{theirs}.{kind}',), f'{ours}.{kind}')
-            for theirs, ours in (
-                ('embeddings.patch_embeddings.projection', 'patch_embed.projection'),
-                ('layernorm', 'ln1'),
-                *((_BLOCK + theirs, f'layers.{{i}}.{ours}') for theirs, ours in (_PARTS | dict(feed_forward)).items()),
-            )
-            for kind in ('weight', 'bias')
-        ),
-        *(Rule((f'{_BLOCK}layer_scale{n}.lambda1',), f'layers.{{i}}.ls{n}.weight') for n in (1, 2)),
-        Rule(tuple(f'{name}.weight' for name in _QKV), 'layers.{i}.attn.attn.in_proj_weight', cat),
-        Rule(tuple(f'{name}.bias' for name in _QKV), 'layers.{i}.attn.attn.in_proj_bias', cat, optional=True),
+        *common.layer_rules(layers, _QKV, f'{_BLOCK}layer_scale'),
+        common.qkv_bias_rule(_QKV),
     ]
 
 
@@ -58,7 +53,7 @@ def to_mmseg(state: Mapping[str, Tensor]) -> Conversion:
         UserError: lists missing and unknown keys.
     """
     state = common.without_prefix(state)
-    rules = _rules(_SWIGLU if 'encoder.layer.0.mlp.weights_in.weight' in state else _MLP)
+    rules = _rules(_SWIGLU if 'encoder.layer.0.mlp.weights_in.weight' in state else timm.MLP)
     return timm.fill_qkv_bias(convert(state, rules, common.DROPPED))
 
 

@@ -1,12 +1,11 @@
 """DINOv3 of Hugging Face transformers (``DINOv3ViTModel``), in the layouts of version 4 and 5."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..keymap import Conversion, Rule, cat, convert
+from ..keymap import Conversion, Rule, cat_without_keys, convert
 from . import _transformers as common
 from . import dinov3, timm, timm_dinov3
 from ._plain import PlainBlock, PlainViT, affine
@@ -17,41 +16,27 @@ CONVERTER = 'vit2mmseg.py'
 EPS = dinov3.EPS
 
 _BLOCK = 'layer.{i}.'
-_QKV = tuple(f'{_BLOCK}attention.{name}_proj' for name in 'qkv')
+_QKV = (f'{_BLOCK}attention.q_proj', f'{_BLOCK}attention.k_proj', f'{_BLOCK}attention.v_proj')
 _PARTS = {'attention.o_proj': 'attn.attn.out_proj', 'norm1': 'ln1', 'norm2': 'ln2'}
 _MLP = {'mlp.up_proj': 'ffn.layers.0.0', 'mlp.down_proj': 'ffn.layers.1'}
-_SWIGLU = {'mlp.down_proj': 'ffn.w3'}
-
-
-def _qkv_bias(tensors: Sequence[Tensor]) -> Tensor:
-    q, v = tensors
-    return torch.cat((q, torch.zeros_like(q), v))
 
 
 def _rules(swiglu: bool) -> list[Rule]:
-    parts = _PARTS | (_SWIGLU if swiglu else _MLP)
-    kinds = ('weight', 'bias')
+    parts = _PARTS if swiglu else _PARTS | _MLP
+    layers = {
+        'embeddings.patch_embeddings': 'patch_embed.projection',
+        'norm': 'ln1',
+        **{_BLOCK + theirs: f'layers.{{i}}.{ours}' for theirs, ours in parts.items()},
+    }
     rules = [
         Rule(('embeddings.cls_token',), 'cls_token'),
         Rule(('embeddings.register_tokens',), 'register_tokens'),
-        *(
-            Rule((f'{theirs}.{kind}',), f'{ours}.{kind}')
-            for theirs, ours in (
-                ('embeddings.patch_embeddings', 'patch_embed.projection'),
-                ('norm', 'ln1'),
-                *((_BLOCK + theirs, f'layers.{{i}}.{ours}') for theirs, ours in parts.items()),
-            )
-            for kind in kinds
+        *common.layer_rules(layers, _QKV, f'{_BLOCK}layer_scale'),
+        Rule(
+            (f'{_QKV[0]}.bias', f'{_QKV[2]}.bias'), 'layers.{i}.attn.attn.in_proj_bias', cat_without_keys, optional=True
         ),
-        *(Rule((f'{_BLOCK}layer_scale{n}.lambda1',), f'layers.{{i}}.ls{n}.weight') for n in (1, 2)),
-        Rule(tuple(f'{name}.weight' for name in _QKV), 'layers.{i}.attn.attn.in_proj_weight', cat),
-        # The keys have no bias.
-        Rule((f'{_QKV[0]}.bias', f'{_QKV[2]}.bias'), 'layers.{i}.attn.attn.in_proj_bias', _qkv_bias, optional=True),
     ]
-    if swiglu:
-        names = (f'{_BLOCK}mlp.gate_proj', f'{_BLOCK}mlp.up_proj')
-        rules += [Rule(tuple(f'{n}.{kind}' for n in names), f'layers.{{i}}.ffn.w12.{kind}', cat) for kind in kinds]
-    return rules
+    return rules + (timm.swiglu_rules(*(f'{_BLOCK}mlp.{n}_proj' for n in ('gate', 'up', 'down'))) if swiglu else [])
 
 
 def detect(tensors: Mapping[str, Tensor]) -> bool:

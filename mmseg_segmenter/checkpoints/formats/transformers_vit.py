@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ..keymap import Conversion, Rule, cat, convert
+from ..keymap import Conversion, Rule, convert
 from . import _transformers as common
 from . import timm
 from ._plain import PlainBlock, PlainViT, affine
@@ -15,7 +15,8 @@ CONVERTER = 'vit2mmseg.py'
 EPS = 1e-12
 
 _BLOCK = 'encoder.layer.{i}.'
-_QKV = tuple(f'{_BLOCK}attention.attention.{name}' for name in ('query', 'key', 'value'))
+_ATTENTION = f'{_BLOCK}attention.attention.'
+_QKV = (f'{_ATTENTION}query', f'{_ATTENTION}key', f'{_ATTENTION}value')
 _PARTS = {
     'attention.output.dense': 'attn.attn.out_proj',
     'layernorm_before': 'ln1',
@@ -23,20 +24,16 @@ _PARTS = {
     'intermediate.dense': 'ffn.layers.0.0',
     'output.dense': 'ffn.layers.1',
 }
+_LAYERS = {
+    'embeddings.patch_embeddings.projection': 'patch_embed.projection',
+    'layernorm': 'ln1',
+    **{_BLOCK + theirs: f'layers.{{i}}.{ours}' for theirs, ours in _PARTS.items()},
+}
 RULES = [
     Rule(('embeddings.cls_token',), 'cls_token'),
     Rule(('embeddings.position_embeddings',), 'pos_embed'),
-    *(
-        Rule((f'{theirs}.{kind}',), f'{ours}.{kind}')
-        for theirs, ours in (
-            ('embeddings.patch_embeddings.projection', 'patch_embed.projection'),
-            ('layernorm', 'ln1'),
-            *((_BLOCK + theirs, f'layers.{{i}}.{ours}') for theirs, ours in _PARTS.items()),
-        )
-        for kind in ('weight', 'bias')
-    ),
-    Rule(tuple(f'{name}.weight' for name in _QKV), 'layers.{i}.attn.attn.in_proj_weight', cat),
-    Rule(tuple(f'{name}.bias' for name in _QKV), 'layers.{i}.attn.attn.in_proj_bias', cat, optional=True),
+    *common.layer_rules(_LAYERS, _QKV),
+    common.qkv_bias_rule(_QKV),
 ]
 
 
