@@ -54,10 +54,7 @@ class Checkpoint:
         Raises:
             UserError: the content is something else.
         """
-        content = self.content
-        for key in ('state_dict', 'model', 'teacher'):
-            if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-                content = content[key]
+        content = unwrap(self.content)
         if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()) or not content:
             found = ', '.join(map(str, list(content)[:5])) if isinstance(content, Mapping) else type(content).__name__
             raise UserError(
@@ -65,6 +62,14 @@ class Checkpoint:
                 f'{found or "nothing"}'
             )
         return dict(content)
+
+
+def unwrap(content: Any) -> Any:
+    """Return what is below ``state_dict`` (OpenMMLab), ``model`` (DeiT) or ``teacher`` (DINO), else the content."""
+    for key in ('state_dict', 'model', 'teacher'):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    return content
 
 
 def read(source: str, map_location: Any = None) -> Checkpoint:

@@ -14,7 +14,7 @@ from .convert import to_encoder
 from .download import PREFIX
 from .formats import is_encoder
 from .integrity import Format
-from .read import read
+from .read import read, unwrap
 
 
 def load_from_mmseg_segmenter(filename: str, map_location: Any = None) -> Any:
@@ -64,10 +64,7 @@ def _convert_foreign(path: str, source: Mapping[str, Any]) -> dict[str, Tensor] 
     Raises:
         UserError: the file cannot be converted; the message names it.
     """
-    tensors = {key: value for key, value in source.items() if isinstance(value, Tensor)}
-    for key in ('model', 'teacher'):
-        if isinstance(source.get(key), Mapping):
-            tensors = dict(source[key])
+    tensors = {key: value for key, value in unwrap(source).items() if isinstance(value, Tensor)}
     return to_encoder(path, tensors).conversion.state_dict if is_encoder(tensors) else None
 
 
