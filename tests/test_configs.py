@@ -47,7 +47,7 @@ def patch_of(name):
 
 
 def test_the_matrix_is_complete():
-    assert len(CONFIGS) == len(SEGMENTER) + len(SETR) + 8
+    assert len(CONFIGS) == len(SEGMENTER) + len(SETR) + 10
     assert [sum(dataset_of(c) == d for c in SEGMENTER) for d in RECIPES] == [19, 5, 4, 2, 5]
     assert [sum(dataset_of(c) == d for c in SETR) for d in RECIPES] == [3, 0, 3, 0, 3]
 
@@ -76,12 +76,12 @@ def test_builds_and_steps(name):
     sample = SegDataSample(gt_sem_seg=PixelData(data=labels))
     sample.set_metainfo(dict(ori_shape=size, img_shape=size, pad_shape=size))
     data = dict(inputs=[torch.randint(0, 256, (3, *size), dtype=torch.uint8)], data_samples=[sample])
-    before = model.backbone.pos_embed.clone()
+    before = model.backbone.cls_token.clone()
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     losses = model.train_step(data, wrapper)
     assert torch.isfinite(losses['loss'])
     assert len([key for key in losses if 'loss_ce' in key]) == len(heads(cfg.model))
-    assert not torch.equal(before, model.backbone.pos_embed)
+    assert not torch.equal(before, model.backbone.cls_token)
     model.eval()
     assert model.test_step(data)[0].pred_sem_seg.data.shape == (1, *size)
 
