@@ -6,7 +6,7 @@ package, which makes its classes available to mmseg.
 Importing it changes the following for the whole process:
 
 - Classes are registered in mmseg's ``MODELS``, ``TRANSFORMS``, ``METRICS`` and
-  ``HOOKS`` and in mmengine's ``OPTIM_WRAPPERS`` and
+  ``HOOKS`` and in mmengine's ``OPTIM_WRAPPERS``, ``PARAM_SCHEDULERS`` and
   ``OPTIM_WRAPPER_CONSTRUCTORS``.
   ``SegmenterMaskTransformerHead``, ``SegTTAModel`` and ``CrossEntropyLoss``
   replace mmseg's classes of the same name; the last one only adds an option.
@@ -29,7 +29,7 @@ __version__ = '0.1.0'
 from . import compat  # noqa: F401  first: mmseg does not import without it
 from .checkpoints import schemes
 from .datasets import LoadImage, LoadLabelMap, SkipBadSamples
-from .engine import layer_decay  # noqa: F401  registers its class
+from .engine import layer_decay, warmup_one_cycle  # noqa: F401  registers their classes
 from .evaluation import ConfusionMatrix, MAEMetric
 from .models import LinearHead, Segmenter, SegmenterMaskTransformerHead, SegmenterViT
 from .visualization.hook import SegmenterVisualizationHook

@@ -54,6 +54,8 @@ def shrink(cfg: Config) -> Config:
     model.backbone.update(embed_dims=WIDTH, num_heads=2, num_layers=depth, pretrained=None, init_cfg=None)
     if not isinstance(outs, int):
         model.backbone.out_indices = tuple(range(depth))
+    if 'feedforward_channels' in model.backbone:
+        model.backbone.feedforward_channels = 2 * WIDTH
     for head in heads(model):
         channels = head.in_channels
         head.in_channels = WIDTH if isinstance(channels, int) else [WIDTH] * len(channels)

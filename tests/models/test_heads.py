@@ -11,6 +11,7 @@ from mmseg.structures import SegDataSample
 from torch.testing import assert_close
 
 from mmseg_segmenter import LinearHead, SegmenterMaskTransformerHead
+from mmseg_segmenter.errors import UserError
 from mmseg_segmenter.models.decode_heads import mask_transformer_head
 
 MASK = dict(in_channels=24, embed_dims=16, num_heads=2, num_layers=2, num_classes=5)
@@ -74,6 +75,46 @@ def test_linear_head_equals_fcn_head_without_convs():
     ours.load_state_dict(theirs.state_dict(), strict=True)
     feats = (torch.randn(2, 24, 3, 4),)
     assert_close(ours(feats), theirs(feats), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_linear_head_of_dinov2_and_dinov3(training):
+    """Concatenated maps, Dropout2d, batch norm, 1x1 convolution: against the formula, with the same dropout mask."""
+    head = LinearHead(
+        in_channels=[3, 3],
+        in_index=[0, 2],
+        input_transform='resize_concat',
+        num_classes=5,
+        dropout_ratio=0.4,
+        norm_cfg=dict(type='BN'),
+    ).double()
+    for tensor in (*head.parameters(), *head.buffers()):
+        if tensor.is_floating_point():
+            torch.nn.init.uniform_(tensor, 0.5, 2)
+    maps = [torch.randn(4, 3, 2, 5, dtype=torch.float64) for _ in range(3)]
+    mean, var = head.bn.running_mean.clone(), head.bn.running_var.clone()
+    torch.manual_seed(3)
+    logits = head.train(training)(tuple(maps))
+
+    x = torch.cat((maps[0], maps[2]), dim=1)  # (B, C, h, w)
+    if training:
+        torch.manual_seed(3)
+        kept = torch.empty(4, 6, 1, 1, dtype=torch.float64).bernoulli_(0.6)  # whole channels
+        assert 0 < kept.mean() < 1
+        x = x * kept / 0.6
+        mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+    gain = head.bn.weight / (var + 1e-5).sqrt()
+    x = (x - mean[:, None, None]) * gain[:, None, None] + head.bn.bias[:, None, None]
+    expected = torch.einsum('kc,bchw->bkhw', head.conv_seg.weight[..., 0, 0], x) + head.conv_seg.bias[:, None, None]
+    assert_close(logits, expected, atol=1e-12, rtol=0)
+    # the keys of DINOv2's released heads
+    assert {'conv_seg.weight', 'conv_seg.bias', 'bn.weight', 'bn.bias', 'bn.running_mean'} < head.state_dict().keys()
+
+
+@pytest.mark.parametrize('kwargs', [dict(in_channels=[3, 3]), dict(in_channels=6, input_transform='resize_concat')])
+def test_linear_head_of_several_maps_needs_their_concatenation(kwargs):
+    with pytest.raises(UserError, match=r"in_channels=.* input_transform=.*expected .* a list with 'resize_concat'"):
+        LinearHead(num_classes=5, **kwargs)
 
 
 def test_official_initialisation():

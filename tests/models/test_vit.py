@@ -86,6 +86,18 @@ def test_image_of_any_size_is_padded_at_the_corner():
     assert torch.equal(model(image)[0], model(padded)[0])
 
 
+@pytest.mark.parametrize(
+    ('size', 'padding'), [((28, 42), (0, 0, 0, 0)), ((32, 39), (1, 2, 5, 5)), ((1, 17), (5, 6, 6, 7))]
+)
+def test_padding_on_all_sides_is_dinov2s(size, padding):
+    """DINOv2's CenterPadding to a multiple of the patch size, the larger half behind the image."""
+    vit = SegmenterViT(img_size=28, patch_size=14, patch_pad='same', embed_dims=16, num_layers=1, num_heads=2).eval()
+    image = torch.randn(2, 3, *size)
+    (output,) = vit(image)
+    (padded,) = vit(torch.nn.functional.pad(image, padding))
+    assert output.shape[2:] == (-(-size[0] // 14), -(-size[1] // 14)) and torch.equal(output, padded)
+
+
 def test_equal_counts_on_another_grid_are_resized():
     model = SegmenterViT(**TINY).eval()
     model.init_weights()
@@ -174,6 +186,44 @@ def test_with_cp_runs_each_block_twice():
 def test_frozen_exclude():
     model = SegmenterViT(**TINY, frozen_exclude=['pos_embed'])
     assert [n for n, p in model.named_parameters() if p.requires_grad] == ['pos_embed']
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_a_frozen_backbone_is_a_fixed_function(training):
+    """No graph, no saved activation, no dropout, no stochastic depth, no random rescale of the rotary embedding."""
+    vit = SegmenterViT(
+        **{**TINY, 'num_heads': 2, 'embed_dims': 16}, frozen_exclude=[], out_indices=(0, 2),
+        drop_rate=0.5, attn_drop_rate=0.5, drop_path_rate=0.5, rope=dict(rescale=2), with_cp=True,
+    )  # fmt: skip
+    vit.init_weights()
+    vit.train(training)
+    images = torch.randn(2, 3, 64, 64)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda tensor: tensor):
+        maps = vit(images)
+    assert not saved and all(x.grad_fn is None and not x.requires_grad for x in maps)
+    with torch.no_grad():
+        assert all(torch.equal(one, other) for one, other in zip(maps, vit.eval()(images), strict=True))
+
+
+def test_a_frozen_backbone_passes_on_gradients_of_images():
+    vit = SegmenterViT(**TINY, frozen_exclude=[])
+    images = torch.randn(1, 3, 64, 64, requires_grad=True)
+    vit(images)[0].sum().backward()
+    assert images.grad.abs().sum() > 0
+
+
+def test_frozen_blocks_in_front_cost_no_gradient_and_have_no_dropout():
+    vit = SegmenterViT(**TINY, frozen_exclude=['layers.2'], drop_path_rate=0.5, attn_drop_rate=0.5).train()
+    assert [block.training for block in vit.layers] == [False, False, True] and vit.training
+    inputs = []
+    vit.layers[2].register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    (output,) = vit(torch.randn(1, 3, 64, 64))
+    assert not inputs[0].requires_grad and output.requires_grad
+    output.sum().backward()
+    assert [block.attn.attn.in_proj_weight.grad is None for block in vit.layers] == [True, True, False]
+    vit.requires_grad_(True).train()
+    assert all(block.training for block in vit.layers)
 
 
 def test_norm_eval():

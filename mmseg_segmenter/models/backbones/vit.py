@@ -71,7 +71,8 @@ class SegmenterViT(BaseModule):
             multiples of ``patch_size``. Images may have any size.
         patch_size: side of a square patch in pixels.
         patch_pad: padding of the patch embedding. ``'corner'`` pads the
-            bottom and the right with zeros to a multiple of the patch size.
+            bottom and the right with zeros to a multiple of the patch size,
+            ``'same'`` all sides (DINOv2's ``CenterPadding``).
         in_channels: number of channels of the image. A checkpoint for 3
             channels loads into a model for 1: it then computes for a grey
             image what it did for three equal channels.
@@ -105,7 +106,9 @@ class SegmenterViT(BaseModule):
         norm_eval: keep batch norm layers in eval mode during training.
         with_cp: recompute activations in the backward pass to save memory.
         frozen_exclude: train only parameters whose name contains one of
-            these. ``'all'`` trains all parameters.
+            these. ``'all'`` trains all parameters, an empty list none. Blocks
+            without trainable parameters stay in eval mode, without dropout
+            and stochastic depth.
         pretrained: path or URL of a checkpoint, short for ``init_cfg``.
         init_cfg: ``dict(type='Pretrained', checkpoint=..., prefix=...)``, or
             any initialisation of mmengine. Default: as the official code.
@@ -277,6 +280,13 @@ class SegmenterViT(BaseModule):
             a map of the embedded patches comes first. With
             ``output_cls_token``, pairs ``[map, (B, C) class token]``.
         """
+        if torch.is_grad_enabled() and not inputs.requires_grad and _is_frozen(self):
+            # Nothing here needs a gradient; without them linear layers take the faster path of inference.
+            with torch.no_grad():
+                return self._encode(inputs)
+        return self._encode(inputs)
+
+    def _encode(self, inputs: Tensor) -> tuple[Tensor, ...] | tuple[list[Tensor], ...]:
         patches, grid = self.patch_embed(inputs)
         x = self._add_tokens(patches, grid)
         rope = self.rope_embed(grid) if self.rope_embed is not None else None
@@ -351,6 +361,10 @@ class SegmenterViT(BaseModule):
             for module in self.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
+        if mode:
+            for part in (self, *self.layers):
+                if _is_frozen(part):
+                    part.eval()
         return self
 
     def init_weights(self) -> None:
@@ -491,6 +505,10 @@ def _foreign_checkpoint_message(path: str, prefix: str, keys: list[str]) -> str:
     if found and any(key.startswith(f'{found}layers.') for key in keys):
         return f'{message} Add prefix={found!r} to init_cfg'
     return f'{message} Convert it to the mmseg layout first'
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    return not any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _prefix_tokens(cls_pos_embed: bool, with_dist_token: bool, num_registers: int) -> list[PrefixToken]:

@@ -1,0 +1,18 @@
+# A linear layer on the last four blocks of the frozen ViT-g/14 of DINOv2 on ADE20K, the paper's "+ms": crop 640.
+# Published mIoU, single-scale / multi-scale + flip: paper - / 53.0.
+# tools/dist_train.sh configs/segmenter/segmenter_dinov2-g_linear-ms_8xb2-40k_ade20k-640x640.py 8
+# "paper" is table 10 of DINOv2 (arXiv 2304.07193). Test with --tta.
+_base_ = './segmenter_dinov2-b_linear-ms_8xb2-40k_ade20k-640x640.py'
+
+model = dict(
+    backbone=dict(
+        embed_dims=1536,
+        num_layers=40,
+        out_indices=(36, 37, 38, 39),
+        num_heads=24,
+        ffn='swiglu',
+        feedforward_channels=4096,
+        init_cfg=dict(checkpoint='dinov2://vitg14'),
+    ),
+    decode_head=dict(in_channels=[1536] * 4),
+)

@@ -1,0 +1,17 @@
+# A linear layer on the frozen ViT-H+/16 of DINOv3 on ADE20K, the published recipe: 40k iterations, batch 16.
+# Published mIoU, single-scale / multi-scale + flip: official 54.8 / -.
+# tools/dist_train.sh configs/segmenter/segmenter_dinov3-hplus_linear_8xb2-40k_ade20k.py 8
+# "official" is MODEL_CARD.md of github.com/facebookresearch/dinov3. The weights are gated: see docs/checkpoints.md.
+_base_ = './segmenter_dinov3-b_linear_8xb2-40k_ade20k.py'
+
+model = dict(
+    backbone=dict(
+        embed_dims=1280,
+        num_layers=32,
+        num_heads=20,
+        ffn='swiglu',
+        feedforward_channels=5120,
+        init_cfg=dict(checkpoint='dinov3://vith16plus'),
+    ),
+    decode_head=dict(in_channels=1280),
+)

@@ -1,0 +1,10 @@
+# The Mask Transformer on the frozen ViT-S/16 of DINOv3 on ADE20K, 40k iterations, batch 16 on 8 GPUs.
+# Not a published experiment.
+# tools/dist_train.sh configs/segmenter/segmenter_dinov3-s_mask-frozen_8xb2-40k_ade20k.py 8
+# The recipe is explained in segmenter_dinov3-b_mask-frozen_8xb2-40k_ade20k.py.
+_base_ = './segmenter_dinov3-b_mask-frozen_8xb2-40k_ade20k.py'
+
+model = dict(
+    backbone=dict(embed_dims=384, num_heads=6, init_cfg=dict(checkpoint='dinov3://vits16')),
+    decode_head=dict(in_channels=384, embed_dims=384, num_heads=6),
+)
