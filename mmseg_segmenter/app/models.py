@@ -145,6 +145,7 @@ def _opinion(predictor: Predictor, image: InputImage) -> Opinion:
     prediction = predictor.predict(image)
     confidence = (prediction.confidence * 255).round().astype(np.uint8)
     prediction.forget_scores()
+    del prediction.confidence  # the cached float16
     return Opinion(prediction, confidence)
 
 

@@ -1,15 +1,14 @@
 """The page works in Chromium as a visitor uses it, and asks nobody else for anything."""
 
 import shutil
-import struct
 import threading
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from page_client import png_bomb
 from PIL import Image
 from tiny_run import write_image
 
@@ -26,9 +25,6 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason='no chromium')
 OPTIONS = '--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking'
 OPTIONS += ' --disable-component-update --disable-sync'
 SIZE = 80, 112  # height and width of the image: ten and fourteen patches
-_HEAD = b'IHDR' + struct.pack('>IIBBBBB', 40_000, 10_000, 8, 0, 0, 0, 0)
-PNG_BOMB = b'\x89PNG\r\n\x1a\n' + struct.pack('>I', 13) + _HEAD + struct.pack('>I', zlib.crc32(_HEAD))
-PNG_BOMB += b'\0\0\0\0IDAT\x35\xaf\x06\x1e\0\0\0\0IEND\xae\x42\x60\x82'
 MODES = {'one model': 1, 'two models': 2}
 
 
@@ -205,7 +201,7 @@ def test_garbage_is_survived(visit, image, tmp_path):
     visit.drop(tmp_path / 'garbage', name)
     playwright.expect(status).to_contain_text('is not an image of a known format')
     assert '<img src=x' in status.inner_text() and '図.svg' in status.inner_text()
-    (tmp_path / 'bomb.png').write_bytes(PNG_BOMB)
+    (tmp_path / 'bomb.png').write_bytes(png_bomb())
     visit.drop(tmp_path / 'bomb.png')
     playwright.expect(status).to_contain_text('40000 x 10000 pixels (400 megapixels); expected at most 1 megapixels')
     (tmp_path / 'large').write_bytes(bytes(110_000))

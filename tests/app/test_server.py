@@ -1,7 +1,6 @@
 """The server keeps its limits, and leaves nothing behind."""
 
 import argparse
-import json
 import multiprocessing
 import os
 import signal
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from page_client import ask, get, upload
 from tiny_run import write_image
 
 from mmseg_segmenter.app.server import find_examples, is_loopback, serve, split_models
@@ -176,34 +176,14 @@ def wait_for(condition: Callable[[], Any], seconds: float = 30) -> Any:
     return found
 
 
-def get(url: str) -> tuple[int, bytes]:
-    try:
-        with urllib.request.urlopen(url, timeout=10) as response:
-            return response.status, response.read()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read()
-
-
-def upload(server: Server, content: bytes, name: str = 'photo.png') -> str:
-    """Upload a file as the page does; return where the server put it."""
-    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="%s"\r\n\r\n%s\r\n--x--\r\n'
-    request = urllib.request.Request(
-        f'{server.url}/gradio_api/upload',
-        body % (name.encode(), content),
-        {'Content-Type': 'multipart/form-data; boundary=x'},
-    )
-    with urllib.request.urlopen(request, timeout=30) as response:
-        return json.load(response)[0]
-
-
 def test_a_large_upload_is_refused_and_leaves_no_file(start):
     server = start()
-    assert upload(server, b'x' * 900_000) in map(str, server.files())
+    assert upload(server.url, b'x' * 900_000) in map(str, server.files())
     with pytest.raises(urllib.error.HTTPError) as found:
-        upload(server, b'x' * 1_500_000)  # within the limit of the request, not of the file
+        upload(server.url, b'x' * 1_500_000)  # within the limit of the request, not of the file
     assert found.value.code == 413
     with pytest.raises((urllib.error.URLError, ConnectionError)):
-        upload(server, b'x' * 200_000_000)
+        upload(server.url, b'x' * 200_000_000)
     with socket.create_connection(server.url[7:].split(':'), timeout=10) as connection:  # without Content-Length
         head = 'POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n'
         connection.sendall(f'{head}Content-Type: multipart/form-data; boundary=x\r\n\r\n'.encode())
@@ -217,7 +197,7 @@ def test_a_large_upload_is_refused_and_leaves_no_file(start):
 
 def test_termination_removes_temporary_files(start):
     server = start()
-    upload(server, b'x')
+    upload(server.url, b'x')
     assert server.files()
     with urllib.request.urlopen(f'{server.url}/gradio_api/heartbeat/someone', timeout=10):  # a page is open
         os.kill(server.process.pid, signal.SIGTERM)
@@ -257,8 +237,8 @@ def test_many_uploads_at_once(start):
     answers: list[Any] = []
 
     def visit(number: int) -> None:
-        path = upload(server, image, f'{number}.png')
-        answers.append(ask(server, 'segment', f'page{number}', dict(number=number, path=path, name='x.png')))
+        path = upload(server.url, image, f'{number}.png')
+        answers.append(ask(server.url, 'segment', f'page{number}', dict(number=number, path=path, name='x.png')))
 
     visitors = [threading.Thread(target=visit, args=(i,)) for i in range(20)]
     for visitor in visitors:
@@ -269,21 +249,3 @@ def test_many_uploads_at_once(start):
     assert {answer['kind'] for answer in answers} == {'result'}
     assert not server.files()
     assert get(f'{server.url}/results/{answers[3]["token"]}/picture')[1].startswith(b'\xff\xd8')
-
-
-def ask(server: Server, event: str, page: str, data: dict[str, Any]) -> Any:
-    """Send a request as the page does; return the answer."""
-    config = json.loads(get(f'{server.url}/config')[1])
-    (number,) = [one['id'] for one in config['dependencies'] if any(event in target for target in one['targets'])]
-    body = dict(data=[], event_data=data, fn_index=number, trigger_id=None, session_hash=page)
-    request = urllib.request.Request(
-        f'{server.url}/gradio_api/queue/join', json.dumps(body).encode(), {'Content-Type': 'application/json'}
-    )
-    urllib.request.urlopen(request, timeout=30).close()
-    with urllib.request.urlopen(f'{server.url}/gradio_api/queue/data?session_hash={page}', timeout=60) as response:
-        for line in response:
-            message = json.loads(line[6:]) if line.startswith(b'data: ') else {}
-            if message.get('msg') == 'process_completed':
-                assert message['success'], message
-                return message['output']['data'][0]
-    raise AssertionError('no answer')
