@@ -14,10 +14,10 @@ from mmseg.structures import SegDataSample
 from torch import Tensor
 
 from .. import __version__, engine
-from ..deployment import HeadLogits, ImageNetwork
+from ..deployment import HeadLogits, ImageNetwork, probe_sizes, to_onnx, to_openvino, trace
 from ..deployment.check import Agreement, compare, judge
 from ..deployment.files import SUFFIXES, Network, check_format, write_network
-from ..deployment.quantize import quantize
+from ..deployment.quantize import linear_layers, quantize
 from ..errors import UserError
 from ..evaluation.confusion_matrix import class_scores, count_pairs, mean_score
 from ..files import check_destination, refuse_existing
@@ -112,6 +112,8 @@ def export(
     dynamic = _dynamic(options) if options.dynamic else None
 
     def compared(network: Network) -> Agreement | None:
+        if options.dynamic:
+            _check_sizes(network, reference, predictor, options)
         parts = []
         for image in images:
             array = _inputs(predictor, options, image)
@@ -170,6 +172,31 @@ def _export_int8(
         scores = None if before is None or after is None else (before, after)
         return _report(files, options, size, agreement)._replace(scores=scores, kept=kept)
     raise AssertionError('unreachable: the last attempt raises UserError')
+
+
+def _check_sizes(network: Network, reference: ImageNetwork, predictor: Predictor, options: ExportOptions) -> None:
+    """Check that a file for any size gives the labels of the model at sizes that it was not traced at.
+
+    Raises:
+        UserError: it does not, as with heads that decide something by the size. int8 only has to run.
+    """
+    backbone, head = (type(part).__name__ for part in (predictor.model.backbone, predictor.model.decode_head))
+    for height, width in probe_sizes(predictor.model.backbone):
+        coarse = np.random.default_rng(0).integers(0, 256, (7, 7, 3), np.uint8)
+        array = _inputs(predictor, options, cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC))
+        try:
+            found = network(array)
+            if options.precision != 'int8':
+                with torch.no_grad():
+                    judge(
+                        [compare(found, reference(torch.from_numpy(array)).numpy(), options.precision)],
+                        options.precision,
+                    )
+        except Exception as error:  # of many classes
+            raise UserError(
+                f'--dynamic: with {backbone} and {head} the file does not work at all sizes, '
+                f'such as {height}x{width}; export it at one size ({str(error).strip().splitlines()[0]})'
+            ) from error
 
 
 def _network(predictor: Predictor, options: ExportOptions) -> ImageNetwork:
@@ -250,14 +277,16 @@ def _report(files: list[str], options: ExportOptions, size: tuple[int, int], agr
 
 def _layers_of_head(predictor: Predictor, options: ExportOptions, size: tuple[int, int]) -> int:
     """Return the number of linear layers and convolutions of the head, attention included, in the exported graph."""
-    from ..deployment.formats.openvino import to_openvino
-    from ..deployment.network import trace
-    from ..deployment.quantize import linear_layers
+
+    def count(network: HeadLogits) -> int:
+        program = trace(network, torch.zeros(1, 3, *size))
+        onnx = options.format == 'onnx'
+        return len(linear_layers(to_onnx(program, 'out').model_proto if onnx else to_openvino(program, 'out')))
 
     network = HeadLogits(predictor.model)
-    whole = len(linear_layers(to_openvino(trace(network, torch.zeros(1, 3, *size)), 'logits')))
+    whole = count(network)
     network.decode_head = _LastMap()
-    return whole - len(linear_layers(to_openvino(trace(network, torch.zeros(1, 3, *size)), 'features')))
+    return whole - count(network)
 
 
 class _LastMap(torch.nn.Module):

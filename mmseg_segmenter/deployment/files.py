@@ -16,7 +16,7 @@ from .packages import require
 
 SUFFIXES = {'onnx': '.onnx', 'openvino': '.xml', 'pt2': '.pt2', 'torchscript': '.pt'}
 PRECISIONS = {
-    'onnx': ('fp32', 'fp16'),
+    'onnx': ('fp32', 'fp16', 'int8'),
     'openvino': ('fp32', 'fp16', 'bf16', 'int8'),
     'pt2': ('fp32', 'fp16', 'bf16'),
     'torchscript': ('fp32', 'fp16', 'bf16'),
@@ -72,7 +72,7 @@ def write_network(
         precision: one of ``PRECISIONS[format]``.
         metadata: stored in the file.
         dynamic: dimensions of the input that may have any size, with their names.
-        quantize: makes an int8 ``openvino.Model`` of one.
+        quantize: makes an int8 model of an ``openvino.Model`` or ``onnx.ModelProto``.
         check: called with the written file as a function, before it gets its name; raises if it is not good.
         force: replace existing files.
 
@@ -99,9 +99,13 @@ def write_network(
             write = lambda part: pt2.save(program, part, notes)  # noqa: E731
         elif format == 'onnx':
             graph = onnx.to_onnx(program, output, dynamic)
-            write = lambda part: onnx.save(graph, part, notes)  # noqa: E731
             if _size(module) > onnx.LARGEST:
                 files.append(f'{name}.data')
+            if quantize is not None:
+                if len(files) > 1:
+                    raise UserError('int8 with format=onnx: more than 2 GB of weights; use --format openvino')
+                graph = quantize(graph.model_proto)
+            write = lambda part: onnx.save(graph, part, notes)  # noqa: E731
         else:
             graph = openvino.to_openvino(program, output, None if dynamic else example.shape)
             if quantize is not None:

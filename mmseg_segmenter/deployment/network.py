@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.utils import Upsample
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -61,6 +62,8 @@ class HeadLogits(nn.Module):
         # mmseg's padding of incomplete patches is a branch on the size, which cannot be traced. Here each image gets
         # the most padding that any could need; the convolution leaves out what does not fill a patch.
         self.patch_size = self._replace_padding()
+        for part in (self.neck, self.decode_head):
+            _replace_upsampling(part)
         self.eval()
 
     def _replace_padding(self) -> int | None:
@@ -101,6 +104,38 @@ class HeadLogits(nn.Module):
         divisor = self.size_divisor or 1
         # Not -(-height // divisor): runtimes round the division of negative numbers towards zero.
         return (height + divisor - 1) // divisor * divisor, (width + divisor - 1) // divisor * divisor
+
+
+class _Enlarge(nn.Module):
+    """mmseg's ``Upsample`` by a whole number; mmseg's converts sizes to ``int``, which fixes them in a graph."""
+
+    def __init__(self, upsample: Any) -> None:
+        super().__init__()
+        self.factor, self.mode = int(upsample.scale_factor), upsample.mode
+        self.align_corners: bool | None = upsample.align_corners
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = [side * self.factor for side in x.shape[2:]]
+        return F.interpolate(x, size, mode=self.mode, align_corners=self.align_corners)
+
+
+def probe_sizes(backbone: Any) -> list[tuple[int, int]]:
+    """Return heights and widths at which to compare a network for any size with the model.
+
+    Exporters fix sizes, or convert some operations for some sizes only, without saying so. The grids are smaller and
+    larger than those of pooling in UPerNet and PSPNet (6x6), have odd and even sides, and parts of patches.
+    """
+    patch = getattr(backbone, 'patch_size', 16)
+    return [(3 * patch, 5 * patch), (7 * patch, 10 * patch - 3), (8 * patch + 1, 7 * patch)]
+
+
+def _replace_upsampling(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        factor = child.scale_factor if isinstance(child, Upsample) else None
+        if isinstance(factor, float) and factor.is_integer() and not child.size:
+            setattr(module, name, _Enlarge(child))
+        else:
+            _replace_upsampling(child)
 
 
 class ImageNetwork(nn.Module):

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from ..errors import MissingFileError, UserError
+from .check import TOLERANCES
 from .formats.onnx import to_onnx
 from .formats.openvino import to_openvino
-from .network import HeadLogits, check_exportable, trace
+from .network import HeadLogits, check_exportable, probe_sizes, trace
 from .packages import require
 
 # What runs the network, and the precisions in which it can.
@@ -131,11 +132,14 @@ def load_network(model: Any, runtime: str, precision: str = 'fp32', file: str | 
             f"precision='int8' with runtime={runtime!r} needs a quantised file; tools/deployment/export.py "
             '--precision int8 --dynamic --no-normalise --no-argmax makes one'
         )
-    loaded = _in_onnxruntime(model, file) if runtime == 'onnxruntime' else _in_openvino(model, precision, file)
+    load = _in_onnxruntime if runtime == 'onnxruntime' else _in_openvino
+    loaded = load(model, precision, file)
     network = RuntimeNetwork(loaded.run, loaded.inputs[0].shape, file)
     if file is not None:
         _check_ports(file, loaded, model.out_channels)
         _check_weights(file, network, model)
+    else:
+        _check_sizes(network, model, runtime, precision)
     return network
 
 
@@ -150,8 +154,14 @@ def _program(model: Any) -> torch.export.ExportedProgram:
     return trace(HeadLogits(model), torch.zeros(2, 3, 64, 96), _DYNAMIC)
 
 
-def _in_onnxruntime(model: Any, file: str | None) -> _Loaded:
+def _in_onnxruntime(model: Any, precision: str, file: str | None) -> _Loaded:
     import onnxruntime
+
+    if file is not None and precision == 'int8':
+        with open(file, 'rb') as stream:  # names of operators are stored as they are
+            content = stream.read()
+        _check_quantised(file, any(name in content for name in (b'QuantizeLinear', b'QLinear', b'MatMulInteger')))
+        del content
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -189,8 +199,7 @@ def _in_openvino(model: Any, precision: str, file: str | None) -> _Loaded:
             raise UserError(f'{file}: OpenVINO cannot load it: {_first_line(error)}') from None
     capabilities = core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
     if precision == 'int8':
-        if not any(op.get_type_name() == 'FakeQuantize' for op in network.get_ops()):
-            raise UserError(f"{file} is not quantised, which precision='int8' expects")
+        _check_quantised(file, any(op.get_type_name() == 'FakeQuantize' for op in network.get_ops()))
         precision = 'bf16' if 'BF16' in capabilities else 'fp32'  # of what is not quantised
     if precision.upper() not in capabilities:
         raise UserError(f'precision={precision!r}: this CPU has no instructions for it, so it would be slow')
@@ -215,6 +224,11 @@ def _check_file(file: str, runtime: str) -> None:
         raise MissingFileError(f'network file {file} not found')
     if not file.endswith(_SUFFIXES[runtime]):
         raise UserError(f'{file}: runtime={runtime!r} expects a file {" or ".join(_SUFFIXES[runtime])}')
+
+
+def _check_quantised(file: str | None, quantised: bool) -> None:
+    if not quantised:
+        raise UserError(f"{file} is not quantised, which precision='int8' expects")
 
 
 def _check_ports(file: str, loaded: _Loaded, num_logits: int) -> None:
@@ -249,6 +263,26 @@ def _check_weights(file: str, network: RuntimeNetwork, model: Any) -> None:
             f'{file} has other weights than the checkpoint: logits differ by {difference:.2f} standard deviations, '
             f'expected less than {_SAME_WEIGHTS}'
         )
+
+
+def _check_sizes(network: RuntimeNetwork, model: Any, runtime: str, precision: str) -> None:
+    """Check that a network that was made here computes what the model does at sizes that it was not traced at."""
+    for size in probe_sizes(model.backbone):
+        images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+        try:
+            with torch.no_grad():
+                expected, found = model.head_logits(images), network(images)
+            difference = ((found - expected).std() / expected.std()).item()
+            reason = (
+                '' if difference <= TOLERANCES[precision] else f'logits differ by {difference:.2g} standard deviations'
+            )
+        except Exception as error:  # of many classes
+            reason = _first_line(error)
+        if reason:
+            raise UserError(
+                f'runtime={runtime!r} does not compute {type(model.decode_head).__name__} at all sizes, such as '
+                f'{size[0]}x{size[1]} ({reason}); export the network at one size, and give the file as network'
+            )
 
 
 def _text(shape: Sequence[int | None]) -> str:

@@ -15,6 +15,7 @@ from PIL import Image
 from tiny_run import CLASSES, PALETTE, save_run, tiny_config, write_image
 
 from mmseg_segmenter.apis import Predictor
+from mmseg_segmenter.apis import export as exporter
 from mmseg_segmenter.apis.export import ExportOptions, export
 from mmseg_segmenter.deployment import files, packages
 from mmseg_segmenter.deployment.files import load_file
@@ -24,6 +25,14 @@ ROOT = Path(__file__).parent.parent.parent
 SUFFIXES = files.SUFFIXES
 NEEDS = {'onnx': ('onnxscript', 'onnxruntime'), 'openvino': ('openvino',), 'pt2': (), 'torchscript': ()}
 LINEAR = dict(_delete_=True, type='LinearHead', in_channels=16, num_classes=5)
+SETR = dict(_delete_=True, type='SETRUPHead', in_channels=16, channels=8, num_convs=1, up_scale=2, num_classes=5)
+SETR |= dict(norm_cfg=dict(type='BN'))
+ENCODER = {'model__backbone__num_registers': 4, 'model__backbone__layer_scale': 1e-5, 'model__backbone__ffn': 'swiglu'}
+CASES: dict[str, dict[str, Any]] = {
+    'setr': {'model__decode_head': SETR},
+    'dinov2': {**ENCODER, 'model__backbone__patch_size': 14, 'model__backbone__img_size': (56, 56)},
+    'dinov3': {**ENCODER, 'model__backbone__rope': {}},
+}
 RUNNERS = {'onnx': 'onnxruntime', 'openvino': 'openvino', 'pt2': 'torch', 'torchscript': 'torch'}
 
 
@@ -156,14 +165,46 @@ def test_half_precision_halves_the_file(
     assert result.agreement is not None and 0.9 < result.agreement.equal <= 1
 
 
-def test_int8_tells_the_scores(predictors: dict[str, Predictor], tmp_path: Path) -> None:
-    needs('openvino')
+@pytest.mark.parametrize(('format', 'operator'), [('openvino', b'FakeQuantize'), ('onnx', b'QuantizeLinear')])
+def test_int8_tells_the_scores(predictors: dict[str, Predictor], tmp_path: Path, format: str, operator: bytes) -> None:
+    needs(format)
     pytest.importorskip('nncf')
-    out = str(tmp_path / 'model.xml')
-    result = export(predictors['linear'], out, ExportOptions('openvino', 'int8'), max_drop=100)
+    out = str(tmp_path / f'model{SUFFIXES[format]}')
+    result = export(predictors['linear'], out, ExportOptions(format, 'int8'), max_drop=100)
     assert result.scores is not None
     assert all(0 < score < 100 for score in result.scores)
-    assert 'FakeQuantize' in Path(out).read_text()
+    assert operator in Path(out).read_bytes()
+
+
+@pytest.mark.slow
+def test_onnx_int8_keeps_the_head_in_float(
+    predictors: dict[str, Predictor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If int8 of all layers loses too much; here the first file is said to."""
+    onnxruntime = pytest.importorskip('onnxruntime')
+    pytest.importorskip('nncf')
+    scores = iter((50.0, 40.0, 49.9))
+    monkeypatch.setattr(exporter._Validation, 'score', lambda *_: next(scores))
+    out = str(tmp_path / 'model.onnx')
+    result = export(predictors['mask'], out, ExportOptions('onnx', 'int8', dynamic=True))
+    assert result.scores == (50.0, 49.9)
+    # A projection, two of attention, two of feed-forward, two by the tokens of classes and patches, and the masks.
+    assert result.kept > 5
+    import onnx
+
+    graph = onnx.load(out).graph
+    made = {name: node for node in graph.node for name in node.output}
+    layers = [node for node in graph.node if node.op_type in ('MatMul', 'Gemm', 'Conv')]
+    quantised = [
+        any(made[name].op_type == 'DequantizeLinear' for name in node.input if name in made) for node in layers
+    ]
+    assert any(quantised[: -result.kept])
+    assert not any(quantised[-result.kept :])
+    session = onnxruntime.InferenceSession(out)
+    rgb = image_of((48, 64))
+    (labels,) = session.run(['labels'], {'image': rgb[None]})
+    prediction = predictors['mask'].predict(rgb, channel_order='rgb')
+    assert (labels[0] == prediction.labels).mean() > 0.7
 
 
 def test_predictor_runs_an_int8_file_of_one_size(predictors: dict[str, Predictor], tmp_path: Path) -> None:
@@ -189,6 +230,31 @@ def test_int8_that_loses_too_much_is_refused(predictors: dict[str, Predictor], t
     with pytest.raises(UserError, match='also with the head in floating point; expected at most -100'):
         export(predictors['linear'], out, ExportOptions('openvino', 'int8'), max_drop=-100)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_head_that_cannot_have_any_size_is_refused(make_predictor: Callable[..., Predictor], tmp_path: Path) -> None:
+    """mmseg's Upsample turns a size into an int, which is a constant in the graph."""
+    predictor = make_predictor(mode='whole', model__decode_head=dict(SETR, up_scale=1.5))
+    with pytest.raises(
+        UserError,
+        match='--dynamic: with SegmenterViT and SETRUPHead the file does not work at all sizes, such as 24x40',
+    ):
+        export(predictor, str(tmp_path / 'model.pt2'), ExportOptions('pt2', dynamic=True))
+    assert not (tmp_path / 'model.pt2').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('format', ['onnx', 'openvino', 'pt2'])
+@pytest.mark.parametrize('case', ['setr', 'dinov2', 'dinov3'])
+def test_other_heads_and_encoders_at_any_size(
+    make_predictor: Callable[..., Predictor], tmp_path: Path, case: str, format: str
+) -> None:
+    needs(format)
+    predictor, out = make_predictor(mode='whole', **CASES[case]), str(tmp_path / f'model{SUFFIXES[format]}')
+    image = str(write_image(tmp_path / 'image.png'))
+    export(predictor, out, ExportOptions(format, dynamic=True), [image])
+    rgb = image_of((57, 90))
+    assert_same_labels(predictor, load_file(out, format, 'fp32')(rgb[None])[0], rgb)
 
 
 def test_a_file_that_differs_is_refused(

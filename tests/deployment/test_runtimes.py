@@ -18,6 +18,18 @@ CASES = {
     'slide': {},
     'whole': dict(mode='whole'),
     'padding': dict(model__test_cfg__size_divisor=8, model__test_cfg__upscale_small=True),
+    'setr': dict(
+        model__decode_head=dict(
+            _delete_=True,
+            type='SETRUPHead',
+            in_channels=16,
+            channels=8,
+            num_convs=1,
+            up_scale=2,
+            num_classes=5,
+            norm_cfg=dict(type='BN'),
+        ),
+    ),
     'linear': dict(model__decode_head=dict(_delete_=True, type='LinearHead', in_channels=16, num_classes=5)),
     'fcn': dict(
         model__type='EncoderDecoder',
@@ -192,9 +204,10 @@ def test_unusable_files(run_folder, onnx_file, tmp_path, runtime):
         load(onnx_file, other)
 
 
-def test_a_file_that_is_not_quantised(run_folder, onnx_file):
+@pytest.mark.parametrize('runtime', RUNTIMES)
+def test_a_file_that_is_not_quantised(run_folder, onnx_file, runtime):
     with pytest.raises(UserError, match=r"network\.onnx is not quantised, which precision='int8' expects"):
-        Predictor(run_folder, runtime='openvino', precision='int8', network=onnx_file)
+        Predictor(run_folder, runtime=runtime, precision='int8', network=onnx_file)
 
 
 @pytest.mark.parametrize('runtime', RUNTIMES)
@@ -221,6 +234,13 @@ def test_a_runtime_that_is_not_installed(run_folder, runtime, monkeypatch):
         MissingPackageError, match=rf"{runtime} not installed: run pip install 'mmseg_segmenter\[{extra}\]"
     ):
         Predictor(run_folder, runtime=runtime)
+
+
+def test_a_head_that_cannot_have_any_size(tmp_path):
+    head = dict(type='SETRUPHead', in_channels=16, channels=8, num_convs=1, up_scale=1.5, num_classes=5)
+    folder = save_run(tmp_path, tiny_config(model__decode_head=dict(head, _delete_=True, norm_cfg=dict(type='BN'))))
+    with pytest.raises(UserError, match=r"runtime='openvino' does not compute SETRUPHead at all sizes, such as 24x40"):
+        Predictor(folder, runtime='openvino')
 
 
 def test_models_without_an_exportable_network(tmp_path, onnx_file, monkeypatch):

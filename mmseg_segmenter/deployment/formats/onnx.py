@@ -42,9 +42,15 @@ def save(program: Any, path: str, metadata: dict[str, str]) -> None:
     """Write an ONNX file. Weights of more than 2 GB, which do not fit into one, go to ``path + '.data'``.
 
     Args:
-        program: what :func:`to_onnx` returned.
+        program: what :func:`to_onnx` returned, or an ``onnx.ModelProto``.
         path: ``.onnx`` file.
         metadata: stored as ``metadata_props``.
     """
+    import onnx
+
+    if isinstance(program, onnx.ModelProto):
+        onnx.helper.set_model_props(program, metadata)
+        onnx.save(program, path)
+        return
     program.model.metadata_props.update(metadata)
     program.save(path)

@@ -48,7 +48,8 @@ def resize_pos_embed(
         (1, num_prefix_tokens + h' * w', C) in the dtype of ``pos_embed``.
 
     Raises:
-        UserError: the number of rows does not fit ``src_hw``.
+        UserError: the number of rows does not fit ``src_hw``; or a graph for any size is made with an ``offset``,
+            which would have to know whether a size is that of ``src_hw``.
     """
     expected = num_prefix_tokens + src_hw[0] * src_hw[1]
     if pos_embed.ndim != 3 or pos_embed.shape[1] != expected:
@@ -63,6 +64,8 @@ def resize_pos_embed(
     prefix, grid = pos_embed[:, :num_prefix_tokens], pos_embed[:, num_prefix_tokens:]
     dtype = grid.dtype if grid.dtype in (torch.float32, torch.float64) else torch.float32
     grid = grid.reshape(1, *src_hw, -1).permute(0, 3, 1, 2).to(dtype)  # (1, C, h, w)
+    if offset and isinstance(dst_hw[0], torch.SymInt):
+        raise UserError(f'interpolate_offset={offset:g} leaves the own grid of the position embedding as it is')
     if offset:
         scales = tuple((dst + offset) / src for dst, src in zip(dst_hw, src_hw, strict=True))
         grid = F.interpolate(grid, scale_factor=scales, mode=mode, align_corners=False, antialias=antialias)
