@@ -16,6 +16,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--amp-dtype', choices=['fp16', 'bf16'], help='default: fp16 on a GPU, bf16 on a CPU')
     parser.add_argument('--compile', action='store_true', help='compile backbone and head (torch.compile)')
     parser.add_argument('--shard', action='store_true', help='share the state of the model among the processes (FSDP2)')
+    parser.add_argument('--features', metavar='DIR', help='train on what tools/cache_features.py wrote, not on images')
     parser.add_argument(
         '--cfg-options', nargs='+', action='extend', metavar='KEY=VALUE',
         help='override config entries, e.g. train_cfg.max_iters=100',
@@ -31,6 +32,7 @@ def main() -> None:
 
     from mmseg_segmenter import engine
     from mmseg_segmenter.command_line import errors_in_one_line
+    from mmseg_segmenter.datasets.feature_cache import use_cached_features
 
     with errors_in_one_line():
         cfg = engine.load_config(args.config, args.work_dir, args.cfg_options, args.launcher)
@@ -39,6 +41,8 @@ def main() -> None:
             engine.enable_amp(cfg, args.amp_dtype)
         if args.shard:
             engine.enable_sharding(cfg)
+        if args.features:
+            use_cached_features(cfg, args.features)
         engine.check_datasets(cfg, ('train_dataloader', 'val_dataloader'))
         engine.check_weights(cfg)
         engine.run(cfg, 'train', args.compile)

@@ -129,6 +129,17 @@ class Segmenter(EncoderDecoder):
                 'set them to the same value'
             )
 
+    def extract_feat(self, inputs: Tensor | tuple[Tensor, ...]) -> Any:
+        """Return the feature maps that the head takes.
+
+        Args:
+            inputs: (B, C, H, W), normalised; or a tuple, the cached outputs
+                of the backbone (see ``FeatureDataPreprocessor``).
+        """
+        if isinstance(inputs, Tensor):
+            return super().extract_feat(inputs)
+        return self.neck(inputs) if self.with_neck else inputs
+
     def predict(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> list[SegDataSample]:
         """Segment a batch of images.
 
