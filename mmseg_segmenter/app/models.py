@@ -55,9 +55,14 @@ class Models:
 
         ``layers`` and ``heads`` are 0 if the encoder is not a ViT, so that attention cannot be shown.
         """
-        names = [os.path.basename(str(predictor.cfg.filename)).removesuffix('.py') for predictor in self._predictors]
-        if len(set(names)) < len(names):  # two checkpoints of one config
-            names = [os.path.basename(predictor.checkpoint) for predictor in self._predictors]
+        checkpoints = [str(predictor.checkpoint) for predictor in self._predictors]
+        choices = (
+            [os.path.basename(str(predictor.cfg.filename)).removesuffix('.py') for predictor in self._predictors],
+            [os.path.basename(checkpoint) for checkpoint in checkpoints],  # of one config
+            ['/'.join(checkpoint.split('/')[-2:]) for checkpoint in checkpoints],  # of two runs
+            checkpoints,
+        )
+        names = next((found for found in choices if len(set(found)) == len(found)), choices[1])
         return [
             dict(
                 name=name,

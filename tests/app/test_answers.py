@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -79,6 +80,22 @@ def test_models_are_described(models, run_folder):
     assert (first['name'], first['layers'], first['heads']) == ('model.pth', 2, 2)
     assert tuple(first['classes']) == CLASSES
     assert Models([Predictor(run_folder)]).describe()[0]['name'] == 'config'
+
+
+def test_models_of_two_runs_have_different_names(run_folder, tmp_path):
+    """Runs of one config name their checkpoints alike."""
+    runs = [tmp_path / name for name in ('first', 'second')]
+    for run in runs:
+        shutil.copytree(run_folder, run)
+    names = [one['name'] for one in Models([Predictor(run) for run in runs]).describe()]
+    assert names == ['first/model.pth', 'second/model.pth']
+
+
+def test_results_keep_the_confidence_once(models, page):
+    """As uint8; the float16 that the Predictor caches is not counted in the limit of the results."""
+    opinion = models.segment(read_image(str(page.example))).opinions[0]
+    arrays = [value for value in vars(opinion.prediction).values() if isinstance(value, np.ndarray)]
+    assert sum(array.nbytes for array in arrays) == opinion.prediction.labels.nbytes
 
 
 @pytest.mark.parametrize('head', [-1, 1])
