@@ -33,13 +33,17 @@ def on_mmseg(model: ConfigDict) -> ConfigDict:
         model.type = EncoderDecoder
     if model.backbone.type in ('SegmenterViT', 'VisionTransformer'):
         known = inspect.signature(VisionTransformer.__init__).parameters
-        model.backbone = ConfigDict({k: v for k, v in model.backbone.items() if k in known})
+        unknown = [key for key in model.backbone if key not in known and key != 'type']
+        if unknown:
+            raise UserError(f'mmseg has no VisionTransformer with {", ".join(unknown)} to compare with')
         model.backbone.update(type=VisionTransformer, patch_bias=True)
     for head in heads(model):
         if head.type == 'SegmenterMaskTransformerHead':
             head.type = SegmenterMaskTransformerHead
             head.setdefault('channels', head.embed_dims)
         elif head.type == 'LinearHead':
+            if head.get('norm_cfg') or head.get('input_transform'):
+                raise UserError('mmseg has no head like LinearHead with norm_cfg or input_transform to compare with')
             head.update(type=FCNHead, num_convs=0, kernel_size=1, concat_input=False, channels=head.in_channels)
             head.setdefault('dropout_ratio', 0.0)
         loss = head.setdefault('loss_decode', ConfigDict(type='CrossEntropyLoss'))

@@ -64,6 +64,30 @@ def test_sides_agree(mode, head, tmp_path):
     assert f'{mode}, 40x72' in text and '7 classes' in text and len(text.splitlines()) == 4
 
 
+def test_frozen_backbone_beside_a_trained_one(config):
+    case = benchmark.Case('train', (40, 72), batch_size=2)
+    trained, frozen = models = benchmark.contenders(str(config), ['frozen'])
+    benchmark.compare(case, models, repeats=1, with_memory=False)
+    assert frozen.name == 'tiny (frozen)' and frozen.config.backbone.frozen_exclude == []
+    assert 'frozen_exclude' not in trained.config.backbone and frozen.parameters == trained.parameters
+    assert frozen.agreement < 1e-6 and trained.gflops > 0 and frozen.gflops is None
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'missing'),
+    [
+        ('patch_size=8,', 'patch_size=8, layer_scale=1e-5, num_registers=4,', 'with layer_scale, num_registers'),
+        ("type='LinearHead',", "type='LinearHead', norm_cfg=dict(type='BN'),", 'LinearHead with norm_cfg'),
+    ],
+)
+def test_what_mmseg_cannot_build_is_not_compared(tmp_path, old, new, missing):
+    text = TEXT.format(head='LinearHead', arguments='')
+    path = tmp_path / 'tiny.py'
+    path.write_text(text.replace(old, new))
+    with pytest.raises(ValueError, match=f'mmseg has no .*{missing} .*to compare with'):
+        benchmark.contenders(str(path), ['mmseg'])
+
+
 def test_memory_is_measured_in_a_process_of_its_own(config, tmp_path):
     block = b'x' * (1 << 30)  # of this process, not of theirs
     case = benchmark.Case('slide', (40, 72))

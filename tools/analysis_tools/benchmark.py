@@ -13,7 +13,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('configs', nargs='+', help='any mmseg configs with a model')
     beside = parser.add_mutually_exclusive_group()
-    beside.add_argument('--vs', choices=['mmseg'], help="also run mmseg's own classes, with the same weights")
+    beside.add_argument(
+        '--vs', choices=['mmseg', 'frozen'],
+        help="also run mmseg's own classes, or (--mode train) a frozen backbone, with the same weights",
+    )  # fmt: skip
     beside.add_argument(
         '--runtimes', nargs='+', default=[], metavar='NAME',
         choices=['compile', 'bf16', 'onnxruntime', 'openvino', 'openvino-bf16', 'openvino-int8'],

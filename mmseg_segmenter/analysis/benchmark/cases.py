@@ -141,7 +141,8 @@ def contenders(
         config: path of a config, or ``mmseg::...``.
         against: libraries out of ``'mmseg'``, ``'timm'`` and
             ``'transformers'``; the last two have only the backbone. mmseg's
-            classes come first, as the baseline.
+            classes come first, as the baseline. ``'frozen'`` is the same model
+            with a frozen backbone, for ``'train'``.
         num_classes: number of classes of all heads; None keeps the config's.
         options: overrides of config entries.
         variants: what else runs the model, out of ``VARIANTS``.
@@ -169,6 +170,10 @@ def contenders(
         Contender(f'{stem} ({variant})', model, shares_weights=True, variant=variant, checkpoint=checkpoint)
         for variant in variants
     ]
+    if 'frozen' in against:
+        frozen = copy.deepcopy(model)
+        frozen.backbone.frozen_exclude = []
+        found.append(Contender(f'{stem} (frozen)', frozen, shares_weights=True, checkpoint=checkpoint))
     if 'mmseg' in against:
         # mmseg does not know these keys; with them the two would compute different results.
         for key in ('size_divisor', 'upscale_small'):

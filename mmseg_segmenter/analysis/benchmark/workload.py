@@ -27,7 +27,8 @@ from .cases import DTYPES, VARIANTS, Case, Contender
 from .foreign import ForeignBackbone
 
 TTA_RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # segm/eval/miou.py
-# A training step computes the products of a forward pass and, for each, two in the backward pass.
+# A training step computes the products of a forward pass and, for each, two in the backward pass. With a frozen
+# backbone it computes fewer, which are not counted.
 _PASSES = dict(forward=1, backbone=1, train=3)
 
 
@@ -91,7 +92,9 @@ class Workload:
         if contender.checkpoint is not None:
             load_checkpoint(self.model, contender.checkpoint, map_location='cpu', logger='silent')
         self.loaded = weights is not None and _load(self.model, weights)
-        self.gflops = self._count_gflops() if count_flops and case.mode in _PASSES else None
+        is_partly_frozen = not all(parameter.requires_grad for parameter in self.model.parameters())
+        is_countable = case.mode in _PASSES and not (case.mode == 'train' and is_partly_frozen)
+        self.gflops = self._count_gflops() if count_flops and is_countable else None
         self.model.train(case.mode == 'train')
         runtime, precision, compiled = VARIANTS[contender.variant]
         self.autocast = case.autocast or (precision if runtime == 'torch' and precision != 'fp32' else None)
