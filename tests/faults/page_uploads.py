@@ -32,8 +32,8 @@ from mmseg_segmenter.engine import load_config
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = ROOT / 'configs/segmenter/segmenter_vit-s_mask_1xb8-2k_camvid.py'
-# Private memory may grow by this much in the last hundred requests, in MB.
-GROWTH = 5
+# By this much memory may exceed the highest of the steps before in the last one, in MB. It goes up and down by 80 MB.
+GROWTH = 50
 
 
 class Page:
@@ -83,20 +83,22 @@ class Page:
 
 def visits(page: Page, image: bytes, count: int) -> None:
     """Open and close a page for each of ``count`` images, one after the other."""
-    for number in range(count):
-        with page.open(f'page{number}'):
-            assert page.send(image, f'page{number}') == 'result'
+    for _ in range(count):
+        name = secrets.token_hex(8)
+        with page.open(name):
+            assert page.send(image, name) == 'result'
 
 
 def parallel(page: Page, image: bytes, count: int, wait: bool = True) -> list[Any]:
     """Open ``count`` pages at the same time. Without ``wait`` they are closed while images are segmented or wait."""
     answers: list[Any] = []
 
-    def visit(number: int) -> None:
-        with page.open(f'page{number}'):
-            answers.append(page.send(image, f'page{number}', wait))
+    def visit() -> None:
+        name = secrets.token_hex(8)
+        with page.open(name):
+            answers.append(page.send(image, name, wait))
 
-    visitors = [threading.Thread(target=visit, args=(number,)) for number in range(count)]
+    visitors = [threading.Thread(target=visit) for _ in range(count)]
     for visitor in visitors:
         visitor.start()
     for visitor in visitors:
@@ -155,7 +157,7 @@ def run(page: Page, image: bytes, requests: int) -> None:
         memory.append(now)
         text = '' if answer is None else str(set(answer) if isinstance(answer, list) else answer)
         print(f'| {name} | {now:.0f} | {highest:.0f} | {page.files()} | {text} |', flush=True)
-    growth = memory[-1] - memory[-2]
+    growth = memory[-1] - max(memory[:-1])
     assert growth < GROWTH, f'{growth:.1f} MB more after {requests} images; expected less than {GROWTH}'
 
 
