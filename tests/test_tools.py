@@ -238,6 +238,17 @@ def test_bad_checkpoint(config, tmp_path, refused, kind):
     assert not (tmp_path / 'canary').exists()
 
 
+def test_features_on_disk(config, tmp_path, refused):
+    """The training itself is in datasets/test_feature_cache.py."""
+    message = refused('train.py', config, '--work-dir', tmp_path / 'w', '--features', tmp_path / 'none')
+    assert message.startswith(f'{tmp_path}/none/features.json not found; tools/cache_features.py CONFIG ')
+    message = refused('cache_features.py', config, tmp_path / 'features')
+    assert 'cached features need a frozen backbone' in message and 'frozen_exclude=[]' in message
+    message = refused('cache_features.py', config, config)
+    assert message.startswith(f'cannot write {config}: ') and 'is not a folder' in message
+    assert not (tmp_path / 'w').exists() and not (tmp_path / 'features').exists()
+
+
 def test_checkpoint_of_another_model(config, trained, tmp_path, refused):
     """Its scores would be those of random weights."""
     path = tmp_path / 'other.pth'
