@@ -44,3 +44,8 @@ class BadSampleError(UserError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message.rpartition(f'{type(self).__name__}: ')[2].rstrip())
+
+
+def describe(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its class."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

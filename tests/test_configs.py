@@ -205,13 +205,14 @@ def check_pipelines(cfg, size, crop):
     resize, random_crop, flip = cfg.train_pipeline[2:5]
     assert resize.scale == size and resize.ratio_range == (0.5, 2.0) and resize.keep_ratio and flip.prob == 0.5
     assert random_crop.crop_size == (crop, crop) and random_crop.cat_max_ratio == 0.75
-    assert [t.type for t in cfg.test_pipeline] == ['LoadImageFromFile', 'Resize', 'LoadLabelMap', 'PackSegInputs']
+    assert [t.type for t in cfg.test_pipeline] == ['LoadImage', 'Resize', 'LoadLabelMap', 'PackSegInputs']
     assert cfg.test_pipeline[1].scale == size and cfg.test_pipeline[1].keep_ratio
     # Annotations keep their original size, at which the official code computes scores.
     assert cfg.train_dataloader.dataset.pipeline == cfg.train_pipeline
     assert cfg.val_dataloader.dataset.pipeline == cfg.test_dataloader.dataset.pipeline == cfg.test_pipeline
     scales, flips = cfg.tta_pipeline[1].transforms[:2]
     assert [t.scale for t in scales] == [tuple(int(side * r) for side in size) for r in RATIOS]
+    assert cfg.tta_pipeline[0].type == 'LoadImage'
     assert [t.prob for t in flips] == [0.0, 1.0] and all(t.keep_ratio for t in scales)
 
 
@@ -278,11 +279,11 @@ def test_setr_equals_mmsegs_config(name):
             head.setdefault('up_scale', 4)
     assert ours.model.to_dict() == theirs.model.to_dict()
     for transforms in (theirs.train_dataloader.dataset.pipeline, theirs.val_dataloader.dataset.pipeline):
+        transforms[0].type = 'LoadImage'
         for transform in transforms:  # ours check what they load; reduce_zero_label is the dataset's
             if transform.type == 'LoadAnnotations':
                 transform.type = 'LoadLabelMap'
                 transform.pop('reduce_zero_label', None)
-    theirs.train_dataloader.dataset.pipeline[0].type = 'LoadImage'
     for key in ('param_scheduler', 'train_dataloader', 'val_dataloader', 'train_cfg'):
         assert ours[key] == theirs[key], key
     assert ours.optim_wrapper.optimizer == theirs.optim_wrapper.optimizer

@@ -279,7 +279,7 @@ def start_two(config, work_dir, port, **options):
         return prepare
 
     options |= dict(randomness__diff_rank_seed=True, train_dataloader__batch_size=1)
-    return [training.start(config, work_dir, as_rank(rank), **SEED, **options) for rank in range(2)]
+    return [training.start(config, work_dir, as_rank(rank), **(SEED | options)) for rank in range(2)]
 
 
 def test_preemption_of_one_of_two_processes(config, tmp_path):

@@ -55,6 +55,10 @@ def parse_args() -> argparse.Namespace:
         'images of more than 150 megapixels)',
     )  # fmt: skip
     parser.add_argument(
+        '--max-pixels', type=int, metavar='N',
+        help='refuse larger images before they are decoded (default: 268 million); rasters have no limit',
+    )  # fmt: skip
+    parser.add_argument(
         '--bands', type=lambda text: tuple(int(band) for band in text.split(',')), metavar='R,G,B',
         help='bands of rasters, counted from 1 (default: 1,2,3, or the only one)',
     )  # fmt: skip

@@ -27,7 +27,7 @@ train_pipeline = [
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImage'),
     # Resizes the short side to 512, whatever the size of the images.
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),
     # Labels are loaded after Resize: scores and pictures are at the original size.

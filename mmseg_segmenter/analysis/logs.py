@@ -120,7 +120,7 @@ def _records(path: str) -> Iterable[dict[str, object]]:
             record = json.loads(line)
             if not isinstance(record, dict):
                 raise UserError(f'expected an object, found {type(record).__name__}')
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == lines[-1][0]:
                 return  # the run was killed while it wrote the line
             raise UserError(f'{path}, line {number}: expected scalars as JSON ({error})') from None

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import cv2
-import mmcv
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -15,8 +14,8 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import set_random_seed
 from mmseg.registry import DATASETS, MODELS
 from mmseg.structures import SegDataSample
-from PIL import Image, UnidentifiedImageError
 
+from ..datasets.image_files import decode, read_file
 from ..engine import check_datasets, data_preprocessor, ignore_index, loaded_channel_order
 from ..errors import MissingFileError, UserError
 from ..files import check_destination
@@ -122,7 +121,7 @@ def browse_dataset(
         picture = _picture(image, order, name, side)
         pictures = [picture, overlay(picture, labels, palette, ignored)]
         if original:
-            pictures.insert(0, fit(to_rgb(mmcv.imread(name)), side))
+            pictures.insert(0, fit(to_rgb(decode(read_file(name), name, 'color', 'cv2')), side))
         after = tuple(image.shape[1:])
         caption = f'{os.path.basename(name)}  {after[0]}x{after[1]}'
         caption += f', padded from {before[0]}x{before[1]}' if after != before else ''
@@ -259,11 +258,7 @@ def folder_predictor(folder: str, num_classes: int, reduce_zero_label: bool) -> 
         path = os.path.join(folder, os.path.splitext(os.path.basename(_path(item)))[0] + '.png')
         if not os.path.isfile(path):
             raise MissingFileError(f'{path}: no prediction for {_path(item)}')
-        try:
-            with Image.open(path) as image:
-                labels = np.array(image)
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise UserError(f'{path} is not a readable image ({error})') from None
+        labels = decode(read_file(path), path, 'unchanged', 'pillow')
         if labels.ndim != 2:
             raise UserError(f'{path}: shape {labels.shape}; expected a label map (H, W)')
         first = int(reduce_zero_label)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from ..engine import parse_options
 from ..errors import MissingFileError, UserError
 from ..files import check_folder
+from .images import MAX_PIXELS
 from .inputs import Task, find_tasks, identity
 from .journal import Journal, Result, write_summary
 from .loading import annotation_format, load_config
@@ -214,6 +215,7 @@ def make_predictor(args: argparse.Namespace) -> Predictor:
         tta=args.tta,
         cfg_options=parse_options(args.cfg_options),
         window_batch_size=args.window_batch_size,
+        max_pixels=args.max_pixels or MAX_PIXELS,
         allow_partial=args.allow_partial,
     )
 

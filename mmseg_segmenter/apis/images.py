@@ -10,12 +10,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..datasets.image_files import no_pillow_limit, open_image
-from ..errors import UserError
+from ..datasets.image_files import MAX_BYTES, MAX_PIXELS, no_pillow_limit, open_image
+from ..errors import UserError, describe
 from .storage import read_bytes
-
-# The largest image that OpenCV decodes.
-MAX_PIXELS = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> In
         MissingPackageError: a package that the URI needs is not installed.
         UserError: the file is not a readable image, or too large.
     """
-    return decode_image(read_bytes(os.fspath(path)), os.fspath(path), max_pixels)
+    return decode_image(read_bytes(os.fspath(path), MAX_BYTES), os.fspath(path), max_pixels)
 
 
 def decode_image(content: bytes, source: str, max_pixels: int = MAX_PIXELS) -> InputImage:
@@ -119,10 +116,10 @@ def decoding(source: str, size: int) -> Iterator[None]:
         yield
     except UnidentifiedImageError:
         raise UserError(f'{source} ({size:,} bytes) is not an image of a known format') from None
-    except (OSError, SyntaxError, EOFError, ValueError, cv2.error, Image.DecompressionBombError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f'{source} ({size:,} bytes) is not a readable image: {error}') from None
+    except UserError:
+        raise
+    except Exception as error:  # decoders raise all kinds
+        raise UserError(f'{source} ({size:,} bytes) is not a readable image: {describe(error)}') from None
 
 
 def _opencv_agrees(image: Image.Image) -> bool:

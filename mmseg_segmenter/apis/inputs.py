@@ -8,9 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from PIL import Image
-
-from ..datasets.image_files import no_pillow_limit
+from ..datasets.image_files import no_pillow_limit, open_image
 from ..errors import MissingFileError, UserError
 from ..names import path_parts, unique_names
 from .storage import file_system, is_uri, read_bytes
@@ -249,7 +247,10 @@ def read_header(path: str) -> Header | None:
     if is_uri(path):
         return None
     try:
-        with no_pillow_limit(), Image.open(os.path.expanduser(path)) as image:
+        path = os.path.expanduser(path)
+        if not os.path.isfile(path):  # opening a pipe would wait
+            return None
+        with no_pillow_limit(), open(path, 'rb') as file, open_image(file) as image:
             tags: Any = getattr(image, 'tag_v2', {})
             animated = image.format in _ANIMATIONS and getattr(image, 'is_animated', False)
             return Header(image.width * image.height, _GEO_KEYS in tags, animated)

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..datasets.image_files import no_pillow_limit
+from ..datasets.image_files import decode, read_file
 from ..errors import MissingFileError, UserError
 from ..labels import check_labels
 from ..visualization.sheet import contact_sheet, fit, prediction_row
@@ -60,10 +60,9 @@ class Annotations(NamedTuple):
         path = os.path.join(self.folder, folders, stem + self.format.suffix)
         if not os.path.isfile(path):
             raise MissingFileError(f'annotation {path} of {source} not found')
-        with no_pillow_limit(), Image.open(path) as image:
-            labels = np.asarray(image)
+        labels = decode(read_file(path), path, 'unchanged', 'pillow')
         if labels.ndim != 2:
-            raise UserError(f'{path}: an image of mode {image.mode}; expected a label map with one channel')
+            raise UserError(f'{path}: an image of shape {labels.shape}; expected a label map with one channel')
         labels = labels.astype(np.int64)
         if self.format.reduce_zero_label:
             labels = np.where((labels == 0) | (labels == 255), 255, labels - 1)

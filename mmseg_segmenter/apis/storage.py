@@ -12,6 +12,7 @@ from ..errors import FileAccessError, MissingFileError, MissingPackageError, Use
 from ..files import replace_file
 
 _TIMEOUT = 60  # seconds without an answer from an HTTP server
+_CHUNK = 1 << 20
 _EXTRAS = {'s3': 's3', 's3a': 's3'}  # our extra by the scheme of a URI
 
 
@@ -45,38 +46,51 @@ def file_system(uri: str) -> tuple[Any, str]:
         raise UserError(f'{uri}: {error}') from None
 
 
-def read_bytes(path: str) -> bytes:
+def read_bytes(path: str, max_bytes: int | None = None) -> bytes:
     """Read a whole file.
 
     Args:
         path: a local file, or a URI: ``http://`` and ``https://``, or any
             that fsspec opens.
+        max_bytes: larger files are refused. Default: any size.
 
     Raises:
         MissingFileError: no such file.
         MissingPackageError: a package that the URI needs is not installed.
         FileAccessError: the file cannot be read.
-        UserError: not a regular file, or an unknown scheme.
+        UserError: not a regular file, too large, or an unknown scheme.
     """
     if is_uri(path):
-        return _read_uri(path)
+        return _read_uri(path, max_bytes)
     path = os.path.expanduser(path)
     if not os.path.exists(path):
         raise MissingFileError(f'{path} not found (working directory: {os.getcwd()})')
     if not os.path.isfile(path):
         raise UserError(f'{path} is not a regular file')
     with _reading(path), open(path, 'rb') as file:
+        _check_size(path, os.fstat(file.fileno()).st_size, max_bytes)
         return file.read()
 
 
-def _read_uri(uri: str) -> bytes:
+def _check_size(path: str, size: int, max_bytes: int | None) -> None:
+    if max_bytes is not None and size > max_bytes:
+        raise UserError(f'{path} has {size:,} bytes or more, expected at most {max_bytes:,}')
+
+
+def _read_uri(uri: str, max_bytes: int | None) -> bytes:
     if uri.startswith(('http://', 'https://')):
         # Without fsspec, whose HTTP file system needs another package.
         request = urllib.request.Request(uri, headers={'User-Agent': 'mmseg_segmenter'})
         with _reading(uri), urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-            return response.read()
+            content = bytearray()
+            while chunk := response.read(_CHUNK):  # in parts: not every server says how much it sends
+                content += chunk
+                _check_size(uri, len(content), max_bytes)
+            return bytes(content)
     fs, path = file_system(uri)
     with _reading(uri):
+        if max_bytes is not None:
+            _check_size(uri, fs.size(path) or 0, max_bytes)
         return fs.cat_file(path)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..command_line import errors_in_one_line
-from ..errors import UserError
+from ..errors import UserError, describe
 from ..files import refuse_existing, write_atomically, write_checkpoint
 from .architecture import Architecture, read_architecture, standard_heads, value_warnings
 from .formats import find_encoder_format
@@ -20,6 +20,8 @@ from .keymap import Conversion
 from .patch_size import resize_patch_embed
 from .read import local_path, provenance, read_tensors
 from .verify import Comparison, verify_encoder
+
+_LONGEST_CONFIG = 1 << 20  # bytes of a config.json of transformers; they have about a thousand
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,18 @@ def read_encoder(path: str, num_heads: int | None = None) -> Encoder:
 
 def _heads_of_config(path: str) -> int | None:
     """Return the number of heads in the ``config.json`` that transformers writes beside its weights, or None."""
-    try:
-        with open(os.path.join(os.path.dirname(path), 'config.json'), encoding='utf-8') as file:
-            heads = json.load(file).get('num_attention_heads')
-    except (OSError, ValueError, AttributeError):
+    config = os.path.join(os.path.dirname(path), 'config.json')
+    if not os.path.isfile(config):
         return None
+    if os.path.getsize(config) > _LONGEST_CONFIG:
+        raise UserError(f'{config} has {os.path.getsize(config):,} bytes, expected at most {_LONGEST_CONFIG:,}')
+    try:
+        with open(config, encoding='utf-8') as file:
+            heads = json.load(file).get('num_attention_heads')
+    except AttributeError:  # JSON of something else
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f'{config} is not readable as JSON ({describe(error)}); correct or remove it') from None
     return heads if isinstance(heads, int) and heads > 0 else None
 
 

@@ -18,6 +18,8 @@ from typing import IO, Any, ClassVar
 
 import numpy as np
 
+from ..errors import describe
+
 _CHUNK = 1 << 20
 # A compressed archive may unpack to this many times its size, or to _SMALL bytes. Weights shrink by a tenth at best.
 _MOST_UNPACKED, _SMALL = 100, 1 << 30
@@ -70,11 +72,6 @@ def check_file(path: str) -> Format:
             raise
         except Exception as error:  # the parsers raise almost anything on damaged files
             raise DamagedError(describe(error)) from error
-
-
-def describe(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of its class."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _check(file: IO[bytes], head: bytes, size: int) -> Format:
@@ -137,6 +134,9 @@ def _check_members(archive: zipfile.ZipFile, members: Collection[zipfile.ZipInfo
 
 
 def _check_torch_zip(archive: zipfile.ZipFile, folder: str, members: dict[str, zipfile.ZipInfo], size: int) -> None:
+    length = members[f'{folder}/data.pkl'].file_size
+    if length > _LONGEST_HEADER:
+        raise DamagedError(f'its data.pkl alone is {length:,} bytes')
     with archive.open(f'{folder}/data.pkl') as content:
         inventory = _Inventory(io.BytesIO(content.read()), size)
     inventory.load()

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..errors import FileAccessError, MissingFileError, MissingPackageError, NotAFileError, UserError
+from ..errors import FileAccessError, MissingFileError, MissingPackageError, NotAFileError, UserError, describe
 from .download import PREFIX, fetch, locate
-from .integrity import DamagedError, Format, check_file, describe
+from .integrity import DamagedError, Format, check_file
 
 _SUFFIXES = {
     '.npz': Format.NPZ,

@@ -8,14 +8,16 @@ from functools import partial
 
 import numpy as np
 from mmengine.fileio import list_dir_or_file
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from ..errors import MissingFileError, UserError
+from ..errors import MissingFileError, UserError, describe
 from ..files import write_atomically
+from .image_files import check_pixels, no_pillow_limit, open_image, read_file
 
 Colour = tuple[int, int, int]
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.gif')
 IGNORED = 255
+_LONGEST_PALETTE = 1 << 20  # bytes
 
 
 def read_palette(path: str) -> dict[Colour, int]:
@@ -32,6 +34,8 @@ def read_palette(path: str) -> dict[Colour, int]:
     """
     if not os.path.isfile(path):
         raise MissingFileError(f'palette {path} not found (working directory: {os.getcwd()})')
+    if os.path.getsize(path) > _LONGEST_PALETTE:
+        raise UserError(f'palette {path} has {os.path.getsize(path):,} bytes, expected at most {_LONGEST_PALETTE:,}')
     palette: dict[Colour, int] = {}
     counted = 0
     with open(path, encoding='utf-8', errors='replace') as file:
@@ -76,15 +80,19 @@ def read_colours(path: str) -> np.ndarray:
     """Return a mask as (H, W, 3) uint8 RGB. Grey and palette masks are converted, transparency is dropped.
 
     Raises:
-        UserError: the file is not an image or is truncated; names the file.
+        UserError: the file is not an image, is truncated or too large; names the file.
     """
+    content = read_file(path)
+    check_pixels(content, path)
     try:
-        with Image.open(path) as image:
+        with no_pillow_limit(), open_image(content) as image:
             if image.mode.startswith(('I', 'F')):
                 raise UserError(f'{path} has mode {image.mode}, expected colours of 8 bits')
             return np.asarray(image.convert('RGB'))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise UserError(f'{path} cannot be read: {error}') from None
+    except UserError:
+        raise
+    except Exception as error:  # decoders raise all kinds
+        raise UserError(f'{path} cannot be read: {describe(error)}') from None
 
 
 def count_colours(folder: str) -> list[tuple[Colour, int, int]]:

@@ -1,7 +1,7 @@
 """Load label maps of 16 bits, and label maps whose values are not class numbers."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -11,6 +11,27 @@ from mmseg.registry import TRANSFORMS
 from ..errors import BadSampleError, UserError
 from ..labels import LABELS_HINT, check_labels
 from .image_files import MAX_PIXELS, decode, read_file
+
+
+class _Table(NamedTuple):
+    """The label of each stored value.
+
+    Attributes:
+        wide: (65536,) int32, -1 for unknown values.
+        narrow: (256,) uint8, of values of 8 bits; None if one of their labels, or the ignored label, is wider.
+        keeps_8_bits: values of 8 bits are the labels.
+    """
+
+    wide: np.ndarray
+    narrow: np.ndarray | None
+    keeps_8_bits: bool
+
+    @classmethod
+    def of(cls, wide: np.ndarray, ignore_index: int) -> '_Table':
+        """Derive the narrow table from the wide one."""
+        first = wide[:256]
+        narrow = first.astype(np.uint8) if max(ignore_index, first.max()) < 256 else None
+        return cls(wide, narrow, bool((first == np.arange(256)).all()))
 
 
 @TRANSFORMS.register_module()
@@ -62,7 +83,7 @@ class LoadLabelMap(LoadAnnotations):
         self.ignore_index = ignore_index
         self.num_classes = num_classes
         self.max_pixels = max_pixels
-        self._tables: dict[tuple[bool, tuple[tuple[int, int], ...]], np.ndarray] = {}
+        self._tables: dict[tuple[bool, tuple[tuple[int, int], ...]], _Table] = {}
 
     def _load_seg_map(self, results: dict[str, Any]) -> None:
         """Add ``gt_seg_map`` (H, W), uint8 or uint16, to a sample with ``seg_map_path``.
@@ -89,7 +110,7 @@ class LoadLabelMap(LoadAnnotations):
                 'set it in the dataset only'
             )
         table = self._table(reduce_zero_label, results.get('label_map') or {})
-        if self.values is not None and (unknown := table[stored] < 0).any():
+        if self.values is not None and (unknown := table.wide[stored] < 0).any():
             found = np.unique(stored[unknown])
             shown = ', '.join(map(str, found[:10])) + (', ...' if len(found) > 10 else '')
             raise BadSampleError(
@@ -118,16 +139,14 @@ class LoadLabelMap(LoadAnnotations):
             raise BadSampleError(f'{path} has values {stored.min()} to {stored.max()}, expected 0 to 65535')
         return stored
 
-    def _look_up(self, table: np.ndarray, stored: np.ndarray) -> np.ndarray:
+    def _look_up(self, table: '_Table', stored: np.ndarray) -> np.ndarray:
         """Return the labels of stored values, as uint8 if it suffices: the transforms that follow are faster on it."""
-        if stored.dtype == np.uint8 and max(self.ignore_index, table[:256].max()) < 256:
-            if (table[:256] == np.arange(256)).all():
-                return stored
-            return cv2.LUT(stored, table[:256].astype(np.uint8))
-        return table[stored].astype(np.uint8 if table.max() < 256 else np.uint16)
+        if stored.dtype == np.uint8 and table.narrow is not None:
+            return stored if table.keeps_8_bits else cv2.LUT(stored, table.narrow)
+        return table.wide[stored].astype(np.uint8 if table.wide.max() < 256 else np.uint16)
 
-    def _table(self, reduce_zero_label: bool, label_map: dict[int, int]) -> np.ndarray:
-        """Return a (65536,) int32 table with the label of each stored value, -1 for unknown values."""
+    def _table(self, reduce_zero_label: bool, label_map: dict[int, int]) -> '_Table':
+        """Return the label of each stored value."""
         key = (reduce_zero_label, tuple(label_map.items()))
         if key not in self._tables:
             classes = np.arange(1 << 16, dtype=np.int32)
@@ -146,7 +165,7 @@ class LoadLabelMap(LoadAnnotations):
                 mapped[classes == old] = self.ignore_index if new == 255 else new
             mapped[ignored] = self.ignore_index
             mapped[unknown] = -1
-            self._tables[key] = mapped
+            self._tables[key] = _Table.of(mapped, self.ignore_index)
         return self._tables[key]
 
     def __repr__(self) -> str:

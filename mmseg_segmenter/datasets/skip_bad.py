@@ -32,6 +32,7 @@ class SkipBadSamples:
         self.dataset.full_init()
         # In shared memory: the workers of the loader write, the main process reads.
         self._is_bad = torch.zeros(len(self.dataset), dtype=torch.bool).share_memory_()
+        self._reasons: dict[int, str] = {}  # of those that the main process knows of
         for one in plain_datasets(self.dataset):
             classes = one.metainfo.get('classes')
             for transform in one.pipeline.transforms:
@@ -64,15 +65,25 @@ class SkipBadSamples:
 
     def bad_samples(self) -> list[str]:
         """Return why each of the bad samples so far was skipped; the messages begin with the path."""
-        reasons = []
+        self.new_bad_samples()
+        return [self._reasons[i] for i in sorted(self._reasons)]
+
+    def new_bad_samples(self) -> list[str]:
+        """Return the reasons of the bad samples that were found since the last call."""
+        if int(self._is_bad.count_nonzero()) == len(self._reasons):
+            return []
+        found = {}
         for i in self._is_bad.nonzero().flatten().tolist():
+            if i in self._reasons:
+                continue
             try:
                 self.dataset[i]
             except BadSampleError as error:
-                reasons.append(str(error))
+                found[i] = str(error)
             else:
-                reasons.append(f'{self.dataset.get_data_info(i)["img_path"]}: bad before, whole now')
-        return reasons
+                found[i] = f'{self.dataset.get_data_info(i)["img_path"]}: bad before, whole now'
+        self._reasons.update(found)
+        return list(found.values())
 
 
 def plain_datasets(dataset: Any) -> Iterator[BaseDataset]:

@@ -1,7 +1,7 @@
 """Stop a training whose loss or data cannot be right."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from mmseg.registry import HOOKS
 from torch import Tensor
 
 from ..errors import UserError
+from ..files import replace_file
 from ..labels import num_labels
 from .precision import segmentor_of
 
@@ -100,47 +101,76 @@ def _leave_out(wrapper: Any) -> None:
 class DataGuardHook(Hook):
     """Compare the classes of model and data before a training, and list the samples that were skipped after it."""
 
+    def __init__(self) -> None:
+        self._skipping: list[Any] = []
+
     def before_train(self, runner: Runner) -> None:
         """Compare the number of classes of the head with that of the datasets.
 
         Raises:
             UserError: they differ; names both settings.
         """
-        head: Any = getattr(segmentor_of(runner.model), 'decode_head', None)
-        head = head[-1] if isinstance(head, torch.nn.ModuleList) else head
-        if not isinstance(getattr(head, 'num_classes', None), int):
-            return
-        found = num_labels(head.num_classes, getattr(head, 'out_channels', None))
-        for split, loop in (('train', runner.train_loop), ('val', runner.val_loop)):
-            dataset = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
-            names = getattr(dataset, 'metainfo', {}).get('classes')
-            if names is not None and len(names) != found:
-                raise UserError(
-                    f'model.decode_head.num_classes={head.num_classes}, but {split}_dataloader.dataset has '
-                    f'{len(names)} classes ({", ".join(map(str, names[:5]))}, ...); set num_classes to {len(names)}, '
-                    'or metainfo.classes of the dataset'
-                )
-        if runner.cfg.get('skip_bad') and not list(_skipping(runner.train_loop.dataloader.dataset)):
+        _check_classes(runner)
+        self._skipping = list(_skipping(runner.train_loop.dataloader.dataset))
+        if runner.cfg.get('skip_bad') and not self._skipping:
             raise UserError(
                 "skip_bad=True is read by tools/train.py; elsewhere, wrap the dataset: dict(type='SkipBadSamples', "
                 'dataset=...)'
             )
+        if self._skipping and runner.rank == 0 and not runner._resume and os.path.exists(_list_of(runner)):
+            os.remove(_list_of(runner))  # of another run in this work dir
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Write down new bad samples at once: a run that is killed and resumed lists those of both parts."""
+        new = [reason for dataset in self._skipping for reason in dataset.new_bad_samples()]
+        if new:
+            with open(_list_of(runner), 'a', encoding='utf-8') as file:  # one write, also of several processes
+                file.write(''.join(f'{reason}\n' for reason in new))
 
     def after_train(self, runner: Runner) -> None:
         """List the bad samples that the processes skipped, in the log and in ``bad_samples.txt`` of the work dir."""
-        skipping = list(_skipping(runner.train_loop.dataloader.dataset))
-        if not skipping:
+        if not self._skipping:
             return
-        found = [reason for dataset in skipping for reason in dataset.bad_samples()]
-        reasons = sorted({reason for of_process in all_gather_object(found) for reason in of_process})
+        found = [reason for dataset in self._skipping for reason in dataset.bad_samples()]
+        everywhere = {reason for of_process in all_gather_object(found) for reason in of_process}
         if runner.rank != 0:
             return
-        path = os.path.join(runner.work_dir, 'bad_samples.txt')
-        with open(path, 'w', encoding='utf-8') as file:
-            file.writelines(f'{reason}\n' for reason in reasons)
+        path = _list_of(runner)
+        if os.path.exists(path):
+            with open(path, encoding='utf-8') as file:
+                everywhere.update(line.rstrip('\n') for line in file)
+        reasons = sorted(everywhere)
+        replace_file(path, partial(_write_lines, reasons))
         shown = ''.join(f'\n  {reason}' for reason in reasons[:_MAX_LISTED])
         more = f'\n  ... (all are in {path})' if len(reasons) > _MAX_LISTED else ''
         runner.logger.info(f'{len(reasons)} bad samples were skipped, and others taken in their place{shown}{more}')
+
+
+def _list_of(runner: Runner) -> str:
+    return os.path.join(runner.work_dir, 'bad_samples.txt')
+
+
+def _write_lines(lines: Sequence[str], path: str) -> None:
+    with open(path, 'w', encoding='utf-8') as file:
+        file.writelines(f'{line}\n' for line in lines)
+
+
+def _check_classes(runner: Runner) -> None:
+    head: Any = getattr(segmentor_of(runner.model), 'decode_head', None)
+    head = head[-1] if isinstance(head, torch.nn.ModuleList) else head
+    if not isinstance(getattr(head, 'num_classes', None), int):
+        return
+    found = num_labels(head.num_classes, getattr(head, 'out_channels', None))
+    for split, loop in (('train', runner.train_loop), ('val', runner.val_loop)):
+        dataset = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
+        names = getattr(dataset, 'metainfo', {}).get('classes')
+        if names is not None and len(names) != found:
+            shown = ', '.join(map(str, names[:5])) + (', ...' if len(names) > 5 else '')
+            raise UserError(
+                f'model.decode_head.num_classes={head.num_classes}, but {split}_dataloader.dataset has '
+                f'{len(names)} classes ({shown}); set num_classes to {len(names)}, '
+                'or metainfo.classes of the dataset'
+            )
 
 
 def skip_bad_samples(cfg: Config) -> None:

@@ -155,12 +155,15 @@ def test_loader(tmp_path):
 train_dataloader = dict(dataset=dict(
     type='ADE20KDataset', data_root='{tmp_path / 'data'}',
     data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
-    pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', reduce_zero_label=True),
+    pipeline=[dict(type='LoadImage'), dict(type='LoadLabelMap', imdecode_backend='pillow'),
               dict(type='RandomCrop', crop_size=(32, 32)), dict(type='PackSegInputs')]))
 """)
-    times = benchmark.loader(str(path), images=3)
-    assert [name for name, _ in times] == ['LoadImageFromFile', 'LoadAnnotations', 'RandomCrop', 'PackSegInputs']
-    assert all(ms > 0 for _, ms in times)
+    times = benchmark.loader(str(path), images=3, vs_mmseg=True)
+    names = ['LoadImageFromFile', 'LoadAnnotations', 'RandomCrop', 'PackSegInputs']
+    assert [name for name, _ in times.beside] == names
+    assert [name for name, _ in times.transforms] == ['LoadImage', 'LoadLabelMap', *names[2:]]
+    assert all(ms > 0 for _, ms in times.transforms + times.beside)
+    assert f'{times.cost_of_loaders:+.1%}' in benchmark.loader_table('a', times)
 
 
 def test_wrong_input(config, tmp_path):

@@ -245,7 +245,8 @@ def test_heads_are_read_from_a_config_beside_the_file(tmp_path):
     (tmp_path / 'config.json').write_text(json.dumps(dict(num_attention_heads=meta['num_heads'])))
     assert read_encoder(str(tmp_path / 'a.pth')).backbone['num_heads'] == meta['num_heads']
     (tmp_path / 'config.json').write_text('{')
-    assert read_encoder(str(tmp_path / 'a.pth')).backbone['num_heads'] == 1
+    with pytest.raises(UserError, match=r'config\.json is not readable as JSON .*; correct or remove it'):
+        read_encoder(str(tmp_path / 'a.pth'))
     with pytest.raises(UserError, match='num_heads=7 does not divide the width 64'):
         read_encoder(str(tmp_path / 'a.pth'), 7)
 

@@ -86,7 +86,9 @@ def test_number_of_classes(in_head, out_channels, names, sound):
     if sound:
         DataGuardHook().before_train(runner)
         return
-    message = rf'num_classes={in_head}, but train_dataloader.dataset has {len(names)} classes \(a, b, c, ...\)'
+    message = (
+        rf'num_classes={in_head}, but train_dataloader.dataset has {len(names)} classes \({", ".join(names)}\); set'
+    )
     with pytest.raises(UserError, match=message):
         DataGuardHook().before_train(runner)
 

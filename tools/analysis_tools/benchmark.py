@@ -34,6 +34,8 @@ def main() -> None:
     parser.add_argument('--compile', action='store_true', help='compile backbone and head')
     parser.add_argument('--repeat', type=int, default=7, help='timed runs of each (default: 7); the median counts')
     parser.add_argument('--no-memory', action='store_true', help='leave out the peak memory, which runs each once more')
+    parser.add_argument('--samples', type=int, default=50, help='number of images in --mode loader (default: 50)')
+    parser.add_argument('--skip-bad', action='store_true', help='in --mode loader: as with skip_bad=True in training')
     parser.add_argument('--json', help='file for machine, versions and all figures')
     parser.add_argument('--plot', help='PNG of time and memory against image size')
     parser.add_argument(
@@ -50,11 +52,8 @@ def main() -> None:
         options = engine.parse_options(args.cfg_options)
         if args.mode == 'loader':
             for config in args.configs:
-                times = benchmark.loader(config, options)
-                total = sum(ms for _, ms in times)
-                print(f'{config}: {1e3 / total:.1f} images/s for one worker')
-                for name, ms in times:
-                    print(f'{name:28}{ms:8.2f} ms {ms / total:6.0%}')
+                times = benchmark.loader(config, options, args.samples, args.vs == 'mmseg', args.skip_bad)
+                print(benchmark.loader_table(config, times))
             return
         dtype = args.amp or 'float32'
         peak = benchmark.matmul_peak(dtype) if args.mode == 'forward' else None

@@ -23,7 +23,7 @@ train_pipeline = [
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImage'),
     dict(type='LoadLabelMap'),
     dict(type='PackSegInputs'),
 ]

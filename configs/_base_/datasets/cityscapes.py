@@ -18,6 +18,6 @@ tta_pipeline[1].transforms[0] = [
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 test_pipeline = _base_.test_pipeline
-test_pipeline[2] = train_pipeline[1]
+test_pipeline[0], test_pipeline[2] = train_pipeline[:2]
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -8,7 +8,7 @@ tta_pipeline[1].transforms[0] = [
 # Loaders that refuse damaged files, see docs/training.md
 train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
 train_pipeline[:2] = [dict(type='LoadImage'), dict(type='LoadLabelMap')]
-test_pipeline[2] = train_pipeline[1]
+test_pipeline[0], test_pipeline[2] = train_pipeline[:2]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -4,7 +4,7 @@
 #     tta_pipeline[1].transforms[0] = [dict(type='Resize', scale=(1024, 256), keep_ratio=True), ...]
 # The name is not tta_pipeline because mmseg's bases use that one, and two bases may not share a name.
 multi_scale_test = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImage'),
     dict(
         type='TestTimeAug',
         transforms=[

@@ -13,7 +13,7 @@ train_pipeline = [
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImage'),
     dict(type='Resize', scale=(4160, 520), keep_ratio=True),
     # Labels are loaded after Resize: scores are at the original size.
     dict(type='LoadLabelMap'),

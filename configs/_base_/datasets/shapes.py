@@ -17,7 +17,7 @@ train_pipeline = [
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImage'),
     dict(type='Resize', scale=(128, 96), keep_ratio=True),
     # Labels are loaded after Resize, as for ADE20K: scores and pictures are at the original size.
     dict(type='LoadLabelMap'),

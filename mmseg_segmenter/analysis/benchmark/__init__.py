@@ -2,8 +2,8 @@
 
 from .cases import DTYPES, MODES, VARIANTS, Case, Contender, contenders, load_config
 from .measure import compare, machine, matmul_peak, timed
-from .pipeline import loader
-from .report import number, plot, record, table, write_json
+from .pipeline import LoaderTimes, loader
+from .report import loader_table, number, plot, record, table, write_json
 from .workload import Workload, device, float32_products, prepare
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     'VARIANTS',
     'Case',
     'Contender',
+    'LoaderTimes',
     'Workload',
     'compare',
     'contenders',
@@ -19,6 +20,7 @@ __all__ = [
     'float32_products',
     'load_config',
     'loader',
+    'loader_table',
     'machine',
     'matmul_peak',
     'number',

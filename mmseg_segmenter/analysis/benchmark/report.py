@@ -7,6 +7,7 @@ from typing import Any
 from ...tables import format_table
 from .cases import Case, Contender
 from .measure import machine
+from .pipeline import LoaderTimes
 
 
 def table(case: Case, models: list[Contender]) -> str:
@@ -96,3 +97,18 @@ def plot(path: str, records: list[dict[str, Any]]) -> None:
         axis.grid(alpha=0.3)
     figure.legend(*time_axis.get_legend_handles_labels(), loc='outside lower center', ncols=2)
     figure.savefig(path, dpi=120)
+
+
+def loader_table(config: str, times: LoaderTimes) -> str:
+    """Return the times of the transforms of a training pipeline as text."""
+    total = sum(ms for _, ms in times.transforms)
+    lines = [f'{config}: {1e3 / total:.1f} images/s for one worker']
+    for i, (name, ms) in enumerate(times.transforms):
+        beside = ''
+        if times.beside:
+            other, other_ms = times.beside[i]
+            beside = f'   mmseg {other_ms:8.3f} ms' + (f' ({other})' if other != name else '')
+        lines.append(f'{name:28}{ms:9.3f} ms {ms / total:6.0%}{beside}')
+    if times.beside:
+        lines.append(f'loaders over those of mmseg: {times.cost_of_loaders:+.1%} of the time of an image')
+    return '\n'.join(lines)

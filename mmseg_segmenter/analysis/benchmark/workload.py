@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ...datasets.image_files import decode, read_file
 from ...deployment.runtimes import RuntimeNetwork, load_network, release_weights
 from ...engine.precision import compile_parts, enable_amp
 from ...errors import UserError
@@ -238,7 +239,7 @@ def _build_model(case: Case, contender: Contender) -> Any:
 
 def _read_image(path: str, size: tuple[int, int]) -> Tensor:
     """Return an image file as (3, height, width) uint8, in BGR order."""
-    image = mmcv.imread(path)
+    image = decode(read_file(path), path, 'color', 'cv2')
     if image is None:
         raise UserError(f'{path} is not an image')
     return torch.from_numpy(mmcv.imresize(image, size[::-1])).permute(2, 0, 1)

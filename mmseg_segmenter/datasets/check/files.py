@@ -12,8 +12,9 @@ from mmengine.dataset import BaseDataset
 from mmseg.datasets.transforms import LoadAnnotations
 from PIL import Image, UnidentifiedImageError
 
+from ...errors import BadSampleError, describe
 from ..colours import pack_colours, unpack_colour
-from ..image_files import JPEG, PNG, open_image, why_truncated
+from ..image_files import JPEG, MAX_PIXELS, PNG, check_pixels, open_image, read_file, why_truncated
 from .configuration import ModelSettings, find_transform
 from .results import SplitStatistics
 
@@ -56,8 +57,9 @@ class FileInspector:
     def _inspect_image(self, index: int, path: str, statistics: SplitStatistics) -> tuple[int, int] | None:
         """Inspect an image and return its height and width, or None if it cannot be read."""
         try:
-            content = fileio.get(path, backend_args=self.load_image.backend_args)
-        except OSError as error:
+            content = read_file(path, self.load_image.backend_args)
+            check_pixels(content, path, getattr(self.load_image, 'max_pixels', MAX_PIXELS))
+        except BadSampleError as error:
             statistics.add_problem('image_unreadable', path, _reason(error, path))
             return None
         truncation = why_truncated(content)
@@ -115,8 +117,9 @@ class FileInspector:
             to.add_problem('image_without_mask', info['img_path'], f'no {path}')
             return
         try:
-            content = fileio.get(path, backend_args=self.load_labels.backend_args)
-        except OSError as error:
+            content = read_file(path, self.load_labels.backend_args)
+            check_pixels(content, path, getattr(self.load_labels, 'max_pixels', MAX_PIXELS))
+        except BadSampleError as error:
             to.add_problem('mask_unreadable', path, _reason(error, path))
             return
         mode, stored, truncation = _decode(content)
@@ -176,7 +179,7 @@ def _read_header(content: bytes) -> _Header:
     try:
         with open_image(content) as image:
             mode, rotated = image.mode, image.getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except Exception:  # decoders raise all kinds
         return _Header(_UNKNOWN, False, False)
     # The mode of a 16-bit colour PNG is 'RGB'; byte 24 of a PNG is its bit depth.
     return _Header(mode, mode.startswith('I;16') or (content.startswith(PNG) and content[24] == 16), rotated)
@@ -197,8 +200,8 @@ def _decode(content: bytes) -> _Decoded:
             return _Decoded(image.mode, pixels.astype(np.uint8) if pixels.dtype == bool else pixels, '')
     except (UnidentifiedImageError, Image.DecompressionBombError):
         return _Decoded(_UNKNOWN, None, '')  # the pipeline may read it nevertheless
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        return _Decoded(_UNKNOWN, None, str(error))
+    except Exception as error:  # decoders raise all kinds
+        return _Decoded(_UNKNOWN, None, describe(error))
 
 
 def _histogram(array: np.ndarray) -> dict[int, int]:
