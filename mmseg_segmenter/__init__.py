@@ -31,13 +31,15 @@ from .checkpoints import schemes
 from .datasets import LoadImage, LoadLabelMap, SkipBadSamples
 from .engine import layer_decay, warmup_one_cycle  # noqa: F401  registers their classes
 from .evaluation import ConfusionMatrix, MAEMetric
-from .models import LinearHead, Segmenter, SegmenterMaskTransformerHead, SegmenterViT
+from .models import EoMT, EoMTHead, LinearHead, Segmenter, SegmenterMaskTransformerHead, SegmenterViT
 from .visualization.hook import SegmenterVisualizationHook
 
 schemes.register()
 
 __all__ = [
     'ConfusionMatrix',
+    'EoMT',
+    'EoMTHead',
     'LinearHead',
     'LoadImage',
     'LoadLabelMap',

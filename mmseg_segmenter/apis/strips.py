@@ -19,7 +19,7 @@ from ..models.dense import (
     merge_windows,
     window_starts,
 )
-from ..models.segmentors import Segmenter
+from ..models.segmentors import EoMT, Segmenter
 
 
 class Strip(NamedTuple):
@@ -70,8 +70,11 @@ def segment_strips(
     window, stride = cfg.crop_size, cfg.stride
     if window[0] > H or window[1] > W:
         raise UserError(f'image of {H}x{W} pixels; expected at least one window of {window[0]}x{window[1]}')
+    if isinstance(model, EoMT):
+        raise UserError('model.type=EoMT: images larger than memory need a Segmenter; make the image smaller')
     device = model.data_preprocessor.device
-    tops = window_starts(H, window[0], stride[0])
+    even = bool(cfg.get('even_windows'))
+    tops = window_starts(H, window[0], stride[0], even)
     rows, kept, base = None, None, 0  # kept: (h', K, w) logits from position `base` on
     for i, top in enumerate(tops):
         band = torch.from_numpy(np.ascontiguousarray(read_rows(top, top + window[0]))).permute(2, 0, 1)
@@ -83,6 +86,7 @@ def segment_strips(
             segment=lambda crops, _: _segment(model, crops.to(device), autocast),
             align_corners=model.align_corners,
             crop_padding=cfg.get('size_divisor') is not None,
+            even=even,
         )
         logits = merged.logits[0]  # (h, K, w)
         rows = rows or average_windows(H, tops, merged.rows, len(logits))

@@ -1,7 +1,7 @@
 """Models, registered with mmseg on import."""
 
 from .backbones import SegmenterViT
-from .decode_heads import LinearHead, SegmenterMaskTransformerHead
-from .segmentors import Segmenter, SegTTAModel
+from .decode_heads import EoMTHead, LinearHead, SegmenterMaskTransformerHead
+from .segmentors import EoMT, Segmenter, SegTTAModel
 
-__all__ = ['LinearHead', 'SegTTAModel', 'Segmenter', 'SegmenterMaskTransformerHead', 'SegmenterViT']
+__all__ = ['EoMT', 'EoMTHead', 'LinearHead', 'SegTTAModel', 'Segmenter', 'SegmenterMaskTransformerHead', 'SegmenterViT']

@@ -76,6 +76,15 @@ CLASSIFIERS = ('head.', 'head_dist.', 'pre_logits.')
 DROPPED = tuple(f'{name}*' for name in CLASSIFIERS)
 
 
+def rules(packed_swiglu: bool) -> list[Rule]:
+    """Return the rules of all tensors.
+
+    Args:
+        packed_swiglu: as :func:`has_packed_swiglu`.
+    """
+    return [rule for rule in RULES if rule not in BLOCK_RULES] + block_rules(_SWIGLU) if packed_swiglu else RULES
+
+
 def detect(tensors: Mapping[str, Tensor]) -> bool:
     """Return whether the keys are those of a timm ViT."""
     return all(any(key.startswith(prefix) for key in tensors) for prefix in ('patch_embed.proj.', 'blocks.'))
@@ -90,10 +99,7 @@ def to_mmseg(state: Mapping[str, Tensor]) -> Conversion:
     Raises:
         UserError: lists missing and unknown keys.
     """
-    if not has_packed_swiglu(state):
-        return fill_qkv_bias(convert(state, RULES, DROPPED))
-    rules = [rule for rule in RULES if rule not in BLOCK_RULES] + block_rules(_SWIGLU)
-    return fill_qkv_bias(convert(state, rules, DROPPED))
+    return fill_qkv_bias(convert(state, rules(has_packed_swiglu(state)), DROPPED))
 
 
 def from_mmseg(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

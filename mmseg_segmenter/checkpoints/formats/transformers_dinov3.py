@@ -21,14 +21,15 @@ _PARTS = {'attention.o_proj': 'attn.attn.out_proj', 'norm1': 'ln1', 'norm2': 'ln
 _MLP = {'mlp.up_proj': 'ffn.layers.0.0', 'mlp.down_proj': 'ffn.layers.1'}
 
 
-def _rules(swiglu: bool) -> list[Rule]:
+def rules(swiglu: bool) -> list[Rule]:
+    """Return the rules of all tensors, as version 4 names them."""
     parts = _PARTS if swiglu else _PARTS | _MLP
     layers = {
         'embeddings.patch_embeddings': 'patch_embed.projection',
         'norm': 'ln1',
         **{_BLOCK + theirs: f'layers.{{i}}.{ours}' for theirs, ours in parts.items()},
     }
-    rules = [
+    all_rules = [
         Rule(('embeddings.cls_token',), 'cls_token'),
         Rule(('embeddings.register_tokens',), 'register_tokens'),
         *common.layer_rules(layers, _QKV, f'{_BLOCK}layer_scale'),
@@ -36,7 +37,9 @@ def _rules(swiglu: bool) -> list[Rule]:
             (f'{_QKV[0]}.bias', f'{_QKV[2]}.bias'), 'layers.{i}.attn.attn.in_proj_bias', cat_without_keys, optional=True
         ),
     ]
-    return rules + (timm.swiglu_rules(*(f'{_BLOCK}mlp.{n}_proj' for n in ('gate', 'up', 'down'))) if swiglu else [])
+    if swiglu:
+        all_rules += timm.swiglu_rules(*(f'{_BLOCK}mlp.{name}_proj' for name in ('gate', 'up', 'down')))
+    return all_rules
 
 
 def detect(tensors: Mapping[str, Tensor]) -> bool:
@@ -54,8 +57,8 @@ def to_mmseg(state: Mapping[str, Tensor]) -> Conversion:
         UserError: lists missing and unknown keys.
     """
     state = _flat(state)
-    rules = _rules('layer.0.mlp.gate_proj.weight' in state)
-    conversion = timm.fill_qkv_bias(convert(state, rules, common.DROPPED))
+    swiglu = 'layer.0.mlp.gate_proj.weight' in state
+    conversion = timm.fill_qkv_bias(convert(state, rules(swiglu), common.DROPPED))
     conversion.state_dict['rope_embed.periods'] = timm_dinov3.periods(64)
     return conversion
 

@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...errors import UserError
-from ..layers import Rope, RotaryEmbedding, init_transformer_weights, resize_pos_embed, square_grid, transformer_blocks
+from ..layers import (
+    QueryFeatures,
+    Rope,
+    RotaryEmbedding,
+    init_transformer_weights,
+    resize_pos_embed,
+    square_grid,
+    transformer_blocks,
+)
 from ..load_report import log_loading
 
 # state_dict() stores the grid of pos_embed in its metadata under this key, so that an 18x32 embedding is not taken for
@@ -40,6 +48,24 @@ class PrefixToken(NamedTuple):
     num_tokens: int = 1
     has_position: bool = True
 
+
+class EmbeddedImages(NamedTuple):
+    """Tokens in front of the first block.
+
+    Attributes:
+        tokens: (B, N, C).
+        grid: (h, w) of the patches, which are the last tokens.
+        rope: rotary position embedding of the patches, or None.
+    """
+
+    tokens: Tensor
+    grid: tuple[int, int]
+    rope: Rope | None
+
+
+# Returns the attention mask (True: attends) of one of the blocks that queries take part in, given the number of the
+# block among them, the features in front of it, and the number of all tokens.
+QueryMask = Callable[[int, QueryFeatures, int], Tensor | None]
 
 # Called with the path and the tensors of a pretrained checkpoint: converts those of another project to mmseg's layout,
 # and returns None for others. ``checkpoints.schemes`` puts its converter here; models do not import it.
@@ -204,7 +230,7 @@ class SegmenterViT(BaseModule):
                 'sets the grid of pos_embed, and images may have any size'
             )
         self.grid = (self.img_size[0] // patch_size, self.img_size[1] // patch_size)
-        self.num_layers = num_layers
+        self.embed_dims, self.num_layers = embed_dims, num_layers
         self.out_indices = _layer_indices(out_indices, num_layers)
         self.interpolate_mode = interpolate_mode
         self.interpolate_offset, self.interpolate_antialias = interpolate_offset, interpolate_antialias
@@ -287,9 +313,7 @@ class SegmenterViT(BaseModule):
         return self._encode(inputs)
 
     def _encode(self, inputs: Tensor) -> tuple[Tensor, ...] | tuple[list[Tensor], ...]:
-        patches, grid = self.patch_embed(inputs)
-        x = self._add_tokens(patches, grid)
-        rope = self.rope_embed(grid) if self.rope_embed is not None else None
+        x, grid, rope = self._embed(inputs)
         outs = [self._output(x, grid)] if self.out_origin else []
         for i in range(self.num_layers):
             x = self._run_block(i, x, grid, rope)
@@ -297,6 +321,42 @@ class SegmenterViT(BaseModule):
                 normed = self.norm_outputs and i < self.num_layers - 1  # the last block's output has its norm
                 outs.append(self._output(self.ln1(x) if normed else x, grid))
         return tuple(outs)
+
+    def encode_with_queries(
+        self, inputs: Tensor, queries_QC: Tensor, num_blocks: int, attn_mask: QueryMask | None = None
+    ) -> QueryFeatures:
+        """Encode a batch of images and queries, which join the tokens in the last blocks (EoMT, arXiv 2503.19108).
+
+        Args:
+            inputs: (B, in_channels, H, W), any H and W.
+            queries_QC: (Q, C) learned queries; in front of all tokens in the
+                last ``num_blocks`` blocks.
+            num_blocks: number of blocks with queries, at most ``num_layers``.
+            attn_mask: called in front of each of these blocks. Default: no
+                mask.
+
+        Returns:
+            What the last block returns, after the final norm.
+        """
+        x, grid, rope = self._embed(inputs)
+        first, num_queries = self.num_layers - num_blocks, len(queries_QC)
+        for i in range(self.num_layers):
+            mask = None
+            if i == first:
+                x = torch.cat((queries_QC.expand(x.shape[0], -1, -1), x), dim=1)
+            if i >= first and attn_mask is not None:
+                mask = attn_mask(i - first, self._query_features(self.ln1(x), num_queries, grid), x.shape[1])
+            x = self._run_block(i, x, grid, rope, mask)
+        return self._query_features(x, num_queries, grid)
+
+    def _query_features(self, x_BNC: Tensor, num_queries: int, grid: tuple[int, int]) -> QueryFeatures:
+        patches = x_BNC[:, num_queries + self.num_prefix_tokens :]  # (B, h * w, C)
+        return QueryFeatures(x_BNC[:, :num_queries], patches.unflatten(1, grid).permute(0, 3, 1, 2))
+
+    def _embed(self, inputs: Tensor) -> EmbeddedImages:
+        patches, grid = self.patch_embed(inputs)
+        x = self._add_tokens(patches, grid)
+        return EmbeddedImages(x, grid, self.rope_embed(grid) if self.rope_embed is not None else None)
 
     def _add_tokens(self, patches_BNC: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return prefix tokens and patches, (B, P + h * w, C), with position embedding."""
@@ -334,9 +394,6 @@ class SegmenterViT(BaseModule):
         self, i: int, x_BNC: Tensor, grid: tuple[int, int], rope: Rope | None, attn_mask: Tensor | None = None
     ) -> Tensor:
         """Run block ``i``; after the last one, the final norm.
-
-        A subclass that inserts tokens before a block, or masks attention in
-        it, overrides this. Patches have to remain the last tokens.
 
         Args:
             i: number of the block.

@@ -53,6 +53,19 @@ class AxisMap:
             (self.index[:, 0] == torch.arange(n_in)).all() and (self.weight == 1).all()
         )
 
+    def inputs(self, outputs: slice) -> slice:
+        """Return the range of inputs that some outputs use."""
+        index = self.index[outputs]
+        return slice(int(index.min()), int(index.max()) + 1)
+
+    def scale(self, outputs: slice, device: torch.device | str = 'cpu') -> Tensor | None:
+        """Return the weight of each of some outputs if they are consecutive inputs, else None."""
+        index = self.index[outputs]
+        first = int(index[0, 0])
+        if index.shape[1] > 1 or not torch.equal(index[:, 0], torch.arange(first, first + len(index))):
+            return None
+        return self.weight[outputs, 0].to(device)
+
     def flip(self) -> 'AxisMap':
         """Return the map to the mirrored outputs."""
         return AxisMap(self.index.flip(0), self.weight.flip(0))
@@ -83,10 +96,9 @@ class AxisMap:
         return self._matrices[key]
 
     def _make_dense(self, outputs: slice) -> DenseMap:
-        index, weight = self.index[outputs], self.weight[outputs]
-        start, stop = int(index.min()), int(index.max()) + 1
-        matrix = weight.new_zeros(len(index), stop - start)
-        return DenseMap(slice(start, stop), matrix.scatter_add_(1, index - start, weight))
+        index, weight, inputs = self.index[outputs], self.weight[outputs], self.inputs(outputs)
+        matrix = weight.new_zeros(len(index), inputs.stop - inputs.start)
+        return DenseMap(inputs, matrix.scatter_add_(1, index - inputs.start, weight))
 
 
 def identity(length: int, dtype: torch.dtype = torch.float32) -> AxisMap:

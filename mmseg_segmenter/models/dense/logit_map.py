@@ -39,6 +39,20 @@ class LogitMap:
         """Return (H, K, W)."""
         return len(self.rows), self.logits.shape[1], len(self.columns)
 
+    @property
+    def tile_channels(self) -> int:
+        """Return how many numbers a pixel of a tile takes while it is computed."""
+        return self.logits.shape[1]
+
+    def stored_sum(self) -> Tensor:
+        """Return the sum of all that is stored, which is finite only if all of it is."""
+        return self.logits.sum()
+
+    def probabilities(self, rows: slice, columns: slice) -> Tensor:
+        """Return the softmax (sigmoid for one class) of a part of the image, (rows, K, columns)."""
+        tile = self.tile(rows, columns)
+        return tile.softmax(dim=1) if tile.shape[1] > 1 else tile.sigmoid()
+
     def tile(self, rows: slice, columns: slice) -> Tensor:
         """Return the logits (rows, K, columns) of a part of the image."""
         from_rows, row_matrix = self.rows.dense(rows, self.logits.device)
@@ -76,9 +90,9 @@ class LogitMap:
 
     def tiles(self) -> Iterator[tuple[slice, slice]]:
         """Yield rows and columns of tiles that cover the image."""
-        H, K, W = self.shape
+        H, _, W = self.shape
         tile_bytes = _TILE_BYTES.get(self.logits.device.type, _TILE_BYTES['cuda'])
-        pixels = max(tile_bytes // (K * self.logits.element_size()), 1)
+        pixels = max(tile_bytes // (self.tile_channels * self.logits.element_size()), 1)
         width = min(W, max(128, int(pixels**0.5)))
         height = max(pixels // width, 1)
         for y in range(0, H, height):
@@ -116,11 +130,10 @@ def argmax_labels(maps: Sequence[LogitMap], threshold: float = 0.5, dtype: torch
 
 
 def mean_probabilities(maps: Sequence[LogitMap], rows: slice, columns: slice) -> Tensor:
-    """Return the mean of softmax (sigmoid for one class) over several maps, (rows, K, columns)."""
+    """Return the mean probability of each class over several maps, (rows, K, columns)."""
     total: Tensor | None = None
     for m in maps:
-        tile = m.tile(rows, columns)
-        tile = tile.softmax(dim=1) if tile.shape[1] > 1 else tile.sigmoid()
+        tile = m.probabilities(rows, columns)
         total = tile if total is None else total.add_(tile)
     assert total is not None
     return total.div_(len(maps))
@@ -158,7 +171,7 @@ def check_finite(maps: Sequence[Sequence[LogitMap]], names: Sequence[str]) -> No
         UserError: names the first such image.
     """
     # A sum is finite only if all its terms are, and needs no memory.
-    sums = torch.stack([torch.stack([m.logits.sum() for m in maps_of_image]).sum() for maps_of_image in maps])
+    sums = torch.stack([torch.stack([m.stored_sum() for m in maps_of_image]).sum() for maps_of_image in maps])
     for name, finite in zip(names, sums.isfinite().tolist(), strict=True):
         if not finite:
             raise UserError(

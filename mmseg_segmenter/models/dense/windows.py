@@ -3,7 +3,7 @@
 Shapes: B images, n windows of a batch, K classes, H x W pixels, h x w logits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .axis_map import AxisMap, linear_resize
+from .logit_map import LogitMap
 
 
 class WindowLogits(NamedTuple):
@@ -39,6 +40,64 @@ class MergedLogits(NamedTuple):
     rows: AxisMap
     columns: AxisMap
 
+    def logit_map(self, image: int, rows: AxisMap, columns: AxisMap) -> LogitMap:
+        """Return the map of an image, given the maps to its pixels, made from ``rows`` and ``columns``."""
+        return LogitMap(self.logits[image], rows, columns)
+
+
+class WindowGrid(NamedTuple):
+    """Windows of an image.
+
+    Attributes:
+        ys: first row of each row of windows.
+        xs: first column of each column of windows.
+        size: height and width of a window.
+    """
+
+    ys: list[int]
+    xs: list[int]
+    size: tuple[int, int]
+
+    @classmethod
+    def of(
+        cls, image: Sequence[int], window: tuple[int, int], stride: tuple[int, int], even: bool = False
+    ) -> 'WindowGrid':
+        """Return the windows of an image of a height and width; smaller images have one of their own size."""
+        ys, xs = (window_starts(*axis, even) for axis in zip(image, window, stride, strict=True))
+        return cls(ys, xs, (min(window[0], image[0]), min(window[1], image[1])))
+
+    def batches(self, inputs: Tensor, batch_size: int) -> Iterator[tuple[list[tuple[int, int, int]], Tensor]]:
+        """Yield (image, row, column) of some windows, and the windows (n, C, height, width) of (B, C, H, W) images."""
+        height, width = self.size
+        windows = list(product(range(inputs.shape[0]), range(len(self.ys)), range(len(self.xs))))
+        for first in range(0, len(windows), batch_size):
+            batch = windows[first : first + batch_size]
+            corners = [(i, self.ys[y], self.xs[x]) for i, y, x in batch]
+            yield batch, torch.stack([inputs[i, :, y : y + height, x : x + width] for i, y, x in corners])
+
+    def to_windows(
+        self,
+        logits: tuple[int, int],
+        covered: tuple[int, int],
+        align_corners: bool,
+        crop_padding: bool,
+        dtype: torch.dtype,
+    ) -> tuple[AxisMap, AxisMap]:
+        """Return the maps from (h, w) logits of a window to its rows and columns.
+
+        Args:
+            logits: h and w.
+            covered: height and width in pixels that they cover.
+            align_corners: as :func:`merge_windows`.
+            crop_padding: as :func:`merge_windows`.
+            dtype: of the weights.
+        """
+        rows, columns = (
+            linear_resize(cells, pixels, align_corners, dtype)[: kept if crop_padding else pixels]
+            for cells, pixels, kept in zip(logits, covered, self.size, strict=True)
+        )
+        return rows, columns
+
 
 class AxisWindows(NamedTuple):
     """Logits of all windows along one axis.
@@ -63,6 +122,7 @@ def merge_windows(
     segment: Callable[[Tensor, list[int]], WindowLogits],
     align_corners: bool = False,
     crop_padding: bool = False,
+    even: bool = False,
 ) -> MergedLogits:
     """Segment the sliding windows of a batch of images.
 
@@ -77,25 +137,18 @@ def merge_windows(
         align_corners: as ``F.interpolate``, for upsampling the logits.
         crop_padding: ``segment`` pads at the bottom and the right; remove
             what lies outside the window after upsampling.
+        even: as :func:`window_starts`.
     """
-    size = inputs.shape[2:]
-    ys, xs = (window_starts(*axis) for axis in zip(size, window, stride, strict=True))
-    height, width = min(window[0], size[0]), min(window[1], size[1])
-    windows = list(product(range(inputs.shape[0]), range(len(ys)), range(len(xs))))  # (image, row, column)
+    grid = WindowGrid.of(inputs.shape[2:], window, stride, even)
     merged = None
-    for first in range(0, len(windows), batch_size):
-        batch = windows[first : first + batch_size]
-        crops = [inputs[i, :, ys[y] : ys[y] + height, xs[x] : xs[x] + width] for i, y, x in batch]
-        logits, covered = segment(torch.stack(crops), [i for i, _, _ in batch])
+    for batch, crops in grid.batches(inputs, batch_size):
+        logits, covered = segment(crops, [i for i, _, _ in batch])
         _, K, h, w = logits.shape
         if merged is None:
             dtype = torch.promote_types(logits.dtype, torch.float32)  # sums are at least float32, under autocast too
-            to_window = [
-                linear_resize(cells, pixels, align_corners, dtype)[: kept if crop_padding else pixels]
-                for cells, pixels, kept in zip((h, w), covered, (height, width), strict=True)
-            ]
-            rows = average_windows(size[0], ys, to_window[0], h)
-            columns = average_windows(size[1], xs, to_window[1], w)
+            to_rows, to_columns = grid.to_windows((h, w), covered, align_corners, crop_padding, dtype)
+            rows = average_windows(inputs.shape[2], grid.ys, to_rows, h)
+            columns = average_windows(inputs.shape[3], grid.xs, to_columns, w)
             merged = logits.new_zeros(len(inputs), rows.length, K, columns.length, dtype=dtype)
         for one, (i, y, x) in zip(logits, batch, strict=True):  # one: (K, h, w)
             top, left = rows.offsets[y], columns.offsets[x]
@@ -104,14 +157,20 @@ def merge_windows(
     return MergedLogits(merged, rows.to_image, columns.to_image)
 
 
-def window_starts(length: int, window: int, stride: int) -> list[int]:
+def window_starts(length: int, window: int, stride: int, even: bool = False) -> list[int]:
     """Return the first coordinate of each window along one axis.
 
     Windows start every ``stride``. The last one is moved back to end inside
     the image. An image smaller than the window has one window. The same in
     mmseg (``slide_inference``) and the official code (``segm/model/utils.py``).
+
+    With ``even``, the same number of windows is evenly spaced, as in EoMT's
+    code (``training/lightning_module.py``, ``window_imgs_semantic``).
     """
     count = max(length - window + stride - 1, 0) // stride + 1
+    if even and count > 1:
+        overlap = (count * window - length) / (count - 1)  # in floats, as EoMT's code
+        return [*(int(i * (window - overlap)) for i in range(count - 1)), length - window]
     return [max(min(i * stride + window, length) - window, 0) for i in range(count)]
 
 

@@ -7,12 +7,14 @@ from .cpu_linear import Linear
 from .feed_forward import FeedForward, SwiGLU
 from .packed_attention import PackedSelfAttention
 from .position import resize_pos_embed, square_grid
+from .queries import QueryFeatures
 from .rope import Rope, RotaryEmbedding, apply_rope
 
 __all__ = [
     'FeedForward',
     'Linear',
     'PackedSelfAttention',
+    'QueryFeatures',
     'Rope',
     'RotaryEmbedding',
     'SelfAttention',

@@ -16,7 +16,16 @@ from torch import Tensor
 from ...errors import UserError
 from ...labels import check_annotations, num_labels
 from ..decode_heads.tiled_loss_head import TiledLossHead
-from ..dense import AxisMap, LogitMap, MergedLogits, WindowLogits, argmax_labels, check_finite, merge_windows
+from ..dense import (
+    AxisMap,
+    LogitMap,
+    MergedLogits,
+    MergedMasks,
+    WindowLogits,
+    argmax_labels,
+    check_finite,
+    merge_windows,
+)
 from ..load_report import report_loading
 
 
@@ -53,6 +62,8 @@ class Segmenter(EncoderDecoder):
             - ``upscale_small`` (bool): in ``'slide'`` mode, enlarge an image
               with a side below the window until that side equals the window
               (official ``segm/model/utils.py``).
+            - ``even_windows`` (bool): in ``'slide'`` mode, space the windows
+              evenly (EoMT), rather than move back only the last one.
             - ``window_batch_size`` (int): windows per forward pass, default 4.
             - ``return_logits`` (bool): add ``seg_logits`` (K, H, W) to each
               result, as mmseg always does.
@@ -181,7 +192,7 @@ class Segmenter(EncoderDecoder):
         merged = self._merge_windows(inputs, metas)
         H, W = inputs.shape[-2:]
         maps = []
-        for logits, meta in zip(merged.logits, metas, strict=True):
+        for i, meta in enumerate(metas):
             rows, columns = merged.rows, merged.columns
             left, right, top, bottom = meta.get('img_padding_size', meta.get('padding_size', [0] * 4))
             if any((left, right, top, bottom)):
@@ -192,7 +203,7 @@ class Segmenter(EncoderDecoder):
                 rows, columns = _flip(rows, columns, meta['flip_direction'])
             ori_h, ori_w = meta['ori_shape'][:2]
             rows, columns = rows.resize(ori_h, self.align_corners), columns.resize(ori_w, self.align_corners)
-            maps.append(LogitMap(logits, rows, columns))
+            maps.append(merged.logit_map(i, rows, columns))
         return maps
 
     def inference(self, inputs: Tensor, batch_img_metas: list[dict[str, Any]]) -> Tensor:
@@ -206,11 +217,12 @@ class Segmenter(EncoderDecoder):
 
     def _network_maps(self, inputs: Tensor, metas: list[dict[str, Any]]) -> list[LogitMap]:
         """Return the logits of each image at the size of ``inputs``."""
-        logits, rows, columns = self._merge_windows(inputs, metas)
+        merged = self._merge_windows(inputs, metas)
+        rows, columns = merged.rows, merged.columns
         H, W = inputs.shape[-2:]
         if self._enlarged_size(H, W) != (H, W):
             rows, columns = rows.resize(H), columns.resize(W)
-        return [LogitMap(one, rows, columns) for one in logits]
+        return [merged.logit_map(i, rows, columns) for i in range(len(inputs))]
 
     def _enlarged_size(self, H: int, W: int) -> tuple[int, int]:
         """Return the size at which an image is segmented (see ``upscale_small``)."""
@@ -221,8 +233,15 @@ class Segmenter(EncoderDecoder):
             return H, W
         return (h, max(int(W / H * h), w)) if H * w <= W * h else (max(int(H / W * w), h), w)
 
-    def _merge_windows(self, inputs: Tensor, metas: list[dict[str, Any]]) -> MergedLogits:
+    def _merge_windows(self, inputs: Tensor, metas: list[dict[str, Any]]) -> MergedLogits | MergedMasks:
         """Segment all windows; in ``'whole'`` mode the image is the only one."""
+        return merge_windows(
+            segment=lambda crops, images: self.window_logits(crops, [metas[i] for i in images]),
+            **self._window_options(inputs),
+        )
+
+    def _window_options(self, inputs: Tensor) -> dict[str, Any]:
+        """Return the arguments of :func:`merge_windows` that ``test_cfg`` sets."""
         size = self._enlarged_size(inputs.shape[2], inputs.shape[3])
         if self.test_cfg.mode == 'slide':
             if size != inputs.shape[2:]:
@@ -231,14 +250,14 @@ class Segmenter(EncoderDecoder):
             batch_size = self.test_cfg.get('window_batch_size', 4)
         else:
             window, stride, batch_size = size, size, len(inputs)
-        return merge_windows(
-            inputs,
-            window,
-            stride,
-            batch_size,
-            segment=lambda crops, images: self.window_logits(crops, [metas[i] for i in images]),
+        return dict(
+            inputs=inputs,
+            window=window,
+            stride=stride,
+            batch_size=batch_size,
             align_corners=self.align_corners,
             crop_padding=self.test_cfg.get('size_divisor') is not None,
+            even=bool(self.test_cfg.get('even_windows')),
         )
 
     def window_logits(self, crops: Tensor, metas: list[dict[str, Any]]) -> WindowLogits:
@@ -249,13 +268,18 @@ class Segmenter(EncoderDecoder):
             metas = [dict(meta, img_shape=crops.shape[-2:]) for meta in metas] if slide else metas
             logits = self.encode_decode(crops, metas)
             return WindowLogits(logits, (logits.shape[2], logits.shape[3]))
+        crops, size = self._padded(crops, metas)
+        return WindowLogits(self.head_logits(crops), size)
+
+    def _padded(self, crops: Tensor, metas: list[dict[str, Any]]) -> tuple[Tensor, tuple[int, int]]:
+        """Return windows padded as ``size_divisor`` says, and the height and width that their logits cover."""
         divisor = self.test_cfg.get('size_divisor')
         if divisor is not None:
             crops = F.pad(crops, (0, -crops.shape[3] % divisor, 0, -crops.shape[2] % divisor))
         height, width = crops.shape[2:]
-        if divisor is None and not slide:
+        if divisor is None and self.test_cfg.mode != 'slide':
             height, width = metas[0].get('pad_shape', metas[0]['img_shape'])[:2]
-        return WindowLogits(self.head_logits(crops), (height, width))
+        return crops, (height, width)
 
     def head_logits(self, inputs: Tensor) -> Tensor:
         """Return the logits of the head at its own resolution: what the network computes, without upsampling.
