@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from tiny_run import CLASSES, PALETTE, save_run, tiny_config, write_image
 
@@ -19,6 +20,7 @@ from mmseg_segmenter.apis import export as exporter
 from mmseg_segmenter.apis.export import ExportOptions, export
 from mmseg_segmenter.deployment import files, packages
 from mmseg_segmenter.deployment.files import load_file
+from mmseg_segmenter.deployment.runtimes import load_network
 from mmseg_segmenter.errors import ExistingFileError, MissingPackageError, UserError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -221,6 +223,20 @@ def test_predictor_runs_an_int8_file_of_one_size(predictors: dict[str, Predictor
     image = image_of((32, 32))
     (expected,), (found,) = predictor([image]), quantised([image])
     assert (found.labels == expected.labels).mean() > 0.7
+
+
+def test_int8_logits_of_a_network_for_any_size_are_close(predictors: dict[str, Predictor], tmp_path: Path) -> None:
+    needs('openvino')
+    pytest.importorskip('nncf')
+    out, predictor = str(tmp_path / 'network.xml'), predictors['linear']
+    options = ExportOptions('openvino', 'int8', argmax=False, normalise=False, dynamic=True)
+    export(predictor, out, options, max_drop=100)
+    network = load_network(predictor.model, 'openvino', 'int8', out)
+    data = predictor.model.data_preprocessor(dict(inputs=[torch.from_numpy(image_of((32, 32))).permute(2, 0, 1)]))
+    images = data['inputs']
+    with torch.no_grad():
+        expected = F.interpolate(predictor.model.head_logits(images), (32, 32), mode='bilinear')
+    assert (network(images) - expected).std() < 0.1 * expected.std()
 
 
 def test_int8_that_loses_too_much_is_refused(predictors: dict[str, Predictor], tmp_path: Path) -> None:
