@@ -1,5 +1,6 @@
 """Files of a few kilobytes that ask for gigabytes, and a process with too little memory to give them."""
 
+import functools
 import io
 import os
 import pickle
@@ -107,21 +108,29 @@ IMAGES: dict[str, Callable[[], bytes]] = {
 SIZES = {'huge.png', 'real.png', 'huge.jpg', 'huge.tif', 'huge.gif', 'huge.bmp', 'huge.pgm'}
 
 
+@functools.cache
 def npz(megabytes: int) -> bytes:
     """Return an ``.npz`` with an array of so many megabytes of zeros."""
     buffer, head = io.BytesIO(), io.BytesIO()
     np.lib.format.write_array_header_1_0(head, dict(descr='<f4', fortran_order=False, shape=(megabytes << 18,)))
-    with zipfile.ZipFile(buffer, 'w', zipfile.ZIP_DEFLATED) as archive, archive.open('a.npy', 'w') as member:
+    with (
+        zipfile.ZipFile(buffer, 'w', zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open('a.npy', 'w') as member,
+    ):
         member.write(head.getvalue())
         for _ in range(megabytes):
             member.write(bytes(1 << 20))
     return buffer.getvalue()
 
 
+@functools.cache
 def pth(megabytes: int) -> bytes:
     """Return a zip of ``torch.save`` whose pickle is so many megabytes of no-operations."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, 'w', zipfile.ZIP_DEFLATED) as archive, archive.open('a/data.pkl', 'w') as member:
+    with (
+        zipfile.ZipFile(buffer, 'w', zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open('a/data.pkl', 'w') as member,
+    ):
         member.write(b'\x80\x02')
         for _ in range(megabytes):
             member.write(b'N0' * (1 << 19))
