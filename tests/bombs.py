@@ -108,6 +108,10 @@ IMAGES: dict[str, Callable[[], bytes]] = {
 SIZES = {'huge.png', 'real.png', 'huge.jpg', 'huge.tif', 'huge.gif', 'huge.bmp', 'huge.pgm'}
 
 
+def _archive(buffer: io.BytesIO) -> zipfile.ZipFile:
+    return zipfile.ZipFile(buffer, 'w', zipfile.ZIP_DEFLATED, compresslevel=1)
+
+
 @functools.cache
 def npz(megabytes: int) -> bytes:
     """Return an ``.npz`` with an array of so many megabytes of zeros."""
