@@ -98,7 +98,7 @@ def read_encoder(path: str, num_heads: int | None = None) -> Encoder:
 
 def _heads_of_config(path: str) -> int | None:
     """Return the number of heads in the ``config.json`` that transformers writes beside its weights, or None."""
-    config = os.path.join(os.path.dirname(path), 'config.json')
+    config = os.path.join(os.path.dirname(local_path(path)), 'config.json')
     if not os.path.isfile(config):
         return None
     if os.path.getsize(config) > _LONGEST_CONFIG:

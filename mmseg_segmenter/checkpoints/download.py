@@ -1,8 +1,7 @@
-"""Download checkpoints once and keep them: released AugReg files by name, any others by URL.
+"""Download files once and keep them.
 
 Environment variables:
     MMSEG_SEGMENTER_CACHE: folder of the downloaded files, ``~/.cache/mmseg_segmenter`` if not set.
-    MMSEG_SEGMENTER_AUGREG_URL: folder of the AugReg files on a mirror.
     MMSEG_SEGMENTER_DOWNLOAD_TIMEOUT: most seconds that one download may take, all attempts together, 7200 if not set.
 """
 
@@ -26,7 +25,6 @@ from filelock import FileLock, Timeout
 from ..errors import FileAccessError, MissingFileError, UserError
 from .integrity import DamagedError, check_file
 
-PREFIX = 'augreg://'
 _ATTEMPTS = 4
 # Seconds before the second attempt; the pause doubles with each.
 _BACKOFF = 1.0
@@ -35,14 +33,17 @@ _CHUNK = 1 << 20
 _READ_TIMEOUT = 30
 
 
-class _DownloadError(Exception):
-    """Describe why a file cannot be downloaded. The caller adds which file, and what to do."""
+class DownloadError(Exception):
+    """Describe why a file cannot be downloaded. The caller adds which file, and what to do.
 
+    Args:
+        reason: one line.
+        status: of the answer, if the server's answer is the reason.
+    """
 
-def base_url() -> str:
-    """Return the URL of the folder of AugReg files: ``$MMSEG_SEGMENTER_AUGREG_URL`` or Google's bucket."""
-    url = os.environ.get('MMSEG_SEGMENTER_AUGREG_URL') or 'https://storage.googleapis.com/vit_models/augreg'
-    return url.rstrip('/') + '/'
+    def __init__(self, reason: str, status: int | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 def cache_folder() -> str:
@@ -63,36 +64,6 @@ def time_limit() -> float:
     raise UserError(f'MMSEG_SEGMENTER_DOWNLOAD_TIMEOUT={text}; expected a positive number of seconds')
 
 
-def locate(name: str) -> str:
-    """Return the path of a released AugReg file, and download it if it is not on disk.
-
-    Looks in ``pretrain/`` of the working directory, then in :func:`cache_folder`. If several processes want the same
-    file, such as the ranks of a training, one downloads it and the others wait.
-
-    Args:
-        name: such as ``augreg://B_16-i21k-...-res_384``. The prefix and ``.npz`` may be left out.
-
-    Raises:
-        MissingFileError: the file is not on disk and cannot be downloaded. The message says which file to put where.
-        FileAccessError: the cache folder cannot be made.
-    """
-    file_name = name.removeprefix(PREFIX).removesuffix('.npz') + '.npz'
-    if os.path.basename(file_name) != file_name:
-        raise MissingFileError(f'{name}: expected the name of a file, without folders')
-    url, target = base_url() + file_name, os.path.join(cache_folder(), file_name)
-    local = os.path.join('pretrain', file_name)
-    if os.path.isfile(local):
-        return local
-    try:
-        _ensure_downloaded(url, target)
-    except _DownloadError as error:
-        raise MissingFileError(
-            f'{name}: {error}. Download {url} by other means and save it as {os.path.join(os.getcwd(), local)} or '
-            f'{target}'
-        ) from None
-    return target
-
-
 def fetch(url: str) -> str:
     """Return the path of the file behind a URL, and download it if it is not in the cache yet.
 
@@ -108,8 +79,8 @@ def fetch(url: str) -> str:
     """
     target = os.path.join(cache_folder(), _cache_name(url))
     try:
-        _ensure_downloaded(url, target)
-    except _DownloadError as error:
+        download(url, target)
+    except DownloadError as error:
         raise MissingFileError(f'{url}: {error}. Download it by other means and save it as {target}') from None
     return target
 
@@ -133,11 +104,18 @@ def _cache_name(url: str) -> str:
     return f'{readable}-{hashlib.sha256(url.encode()).hexdigest()[:16]}{suffix}'
 
 
-def _ensure_downloaded(url: str, target: str) -> None:
+def download(url: str, target: str, token: str | None = None, is_checkpoint: bool = True) -> None:
     """Download a file unless it is in place, once for all processes.
 
+    Args:
+        url: of the file.
+        target: where to put it; its folder is made.
+        token: sent to this server, and not to those that it redirects to.
+        is_checkpoint: check the file as :func:`~mmseg_segmenter.checkpoints.integrity.check_file` before it is put in
+            place.
+
     Raises:
-        _DownloadError: the file cannot be downloaded.
+        DownloadError: the file cannot be downloaded.
         FileAccessError: its folder cannot be made.
     """
     if os.path.isfile(target):
@@ -150,44 +128,47 @@ def _ensure_downloaded(url: str, target: str) -> None:
     try:
         with FileLock(target + '.lock', timeout=limit):
             if not os.path.isfile(target):  # another process may have been faster
-                _download(url, target, limit)
+                part = target + '.part'
+                _receive_whole(url, part, limit, token)
+                if is_checkpoint:
+                    _check(part)
+                os.replace(part, target)
+                _discard(part)
     except Timeout:
-        raise _DownloadError(f'another process has been downloading it for {limit:g} s') from None
+        raise DownloadError(f'another process has been downloading it for {limit:g} s') from None
 
 
-def _download(url: str, target: str, limit: float) -> None:
-    """Download a file, resume after a broken connection, and put it in place once it is whole."""
+def _receive_whole(url: str, part: str, limit: float, token: str | None) -> None:
+    """Download a file to ``part``, and resume after a broken connection until it is whole."""
     deadline = time.monotonic() + limit
-    part = target + '.part'
     problem = ''
     for attempt in range(_ATTEMPTS):
         if attempt:
             time.sleep(_BACKOFF * 2 ** (attempt - 1))
         try:
-            _fetch(url, part, deadline)
-            break
+            return _fetch(url, part, deadline, token)
         except urllib.error.HTTPError as error:
             problem = f'the server answered {error.code} {error.reason}'
             if error.code == 416:  # what is here is not a beginning of the file
                 _discard(part)
             elif error.code < 500:
-                raise _DownloadError(problem) from None
+                raise DownloadError(problem, error.code) from None
         except (OSError, HTTPException) as error:
             problem = f'download failed ({getattr(error, "reason", None) or error})'
         if time.monotonic() > deadline:
-            raise _DownloadError(
+            raise DownloadError(
                 f'download took longer than {limit:g} s (set MMSEG_SEGMENTER_DOWNLOAD_TIMEOUT to allow more)'
             )
-    else:
-        raise _DownloadError(problem)
+    raise DownloadError(problem)
+
+
+def _check(part: str) -> None:
     try:
         check_file(part)
     except DamagedError as error:
         size = os.path.getsize(part)
         _discard(part)
-        raise _DownloadError(f'the {size:,} bytes received are not a readable checkpoint ({error})') from None
-    os.replace(part, target)
-    _discard(part)
+        raise DownloadError(f'the {size:,} bytes received are not a readable checkpoint ({error})') from None
 
 
 @dataclass(frozen=True)
@@ -225,17 +206,19 @@ def _stored_version(url: str, part: str) -> _Version | None:
     return version if version.url == url and version.validator and os.path.isfile(part) else None
 
 
-def _fetch(url: str, part: str, deadline: float) -> None:
+def _fetch(url: str, part: str, deadline: float, token: str | None) -> None:
     """Download a file to ``part``, or only what is missing of it if it is still the same file.
 
     Raises:
         OSError: the connection broke, fewer bytes came than announced, or other bytes than those asked for.
-        _DownloadError: the server's answer makes no sense.
+        DownloadError: the server's answer makes no sense.
     """
     version = _stored_version(url, part)
     done = os.path.getsize(part) if version is not None else 0
     headers = {'Range': f'bytes={done}-', 'If-Range': version.validator} if version is not None and done else {}
     request = urllib.request.Request(url, headers=headers)
+    if token is not None:
+        request.add_unredirected_header('Authorization', f'Bearer {token}')
     with urllib.request.urlopen(request, timeout=_READ_TIMEOUT) as response:
         if response.status == 206 and version is not None:
             total = _resumed_total(response.headers, done, version, part)
@@ -245,7 +228,7 @@ def _fetch(url: str, part: str, deadline: float) -> None:
             with open(_note(part), 'w', encoding='utf-8') as file:
                 json.dump(asdict(_Version(url, _validator(response.headers), total)), file)
         else:
-            raise _DownloadError(f'the server answered {response.status} {response.reason}')
+            raise DownloadError(f'the server answered {response.status} {response.reason}')
         _receive(response, part, done, total, deadline)
 
 
@@ -268,7 +251,7 @@ def _content_length(headers: Mapping[str, Any]) -> int | None:
     if text is None:
         return None
     if not re.fullmatch(r'[0-9]{1,18}', text.strip()):
-        raise _DownloadError(f'the server announced Content-Length: {text!r}, expected a number of bytes')
+        raise DownloadError(f'the server announced Content-Length: {text!r}, expected a number of bytes')
     return int(text)
 
 

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import FileAccessError, MissingFileError, MissingPackageError, NotAFileError, UserError, describe
-from .download import PREFIX, fetch, locate
+from .download import fetch
 from .integrity import DamagedError, Format, check_file
+from .released import find
 
 _SUFFIXES = {
     '.npz': Format.NPZ,
@@ -31,6 +32,7 @@ _SUFFIXES = {
     '.pth': Format.TORCH,
     '.pt': Format.TORCH,
 }
+_URLS = ('http://', 'https://')
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,8 @@ def read(source: str, map_location: Any = None) -> Checkpoint:
     :func:`mmseg_segmenter.checkpoints.integrity.check_file`.
 
     Args:
-        source: path, ``http(s)://`` URL, or ``augreg://NAME``. A file of ``torch.save``, ``.npz`` or ``.safetensors``,
-            or an index (``*.safetensors.index.json``) whose shards are beside it.
+        source: path, ``http(s)://`` URL, or name of a released file (:mod:`.released`). A file of ``torch.save``,
+            ``.npz`` or ``.safetensors``, or an index (``*.safetensors.index.json``) whose shards are beside it.
         map_location: as in ``torch.load``. Other formats are read to the CPU.
 
     Raises:
@@ -118,10 +120,10 @@ def local_path(source: str) -> str:
     Raises:
         UserError: there is no such file, or it cannot be downloaded. The message names it.
     """
-    if source.startswith(PREFIX):
-        return locate(source)
-    if source.startswith(('http://', 'https://')):
+    if source.startswith(_URLS):
         return fetch(source)
+    if released := find(source):
+        return released
     path = os.path.expanduser(source)
     if os.path.isdir(path):
         raise NotAFileError(f'checkpoint {path} is a folder, expected a file')
@@ -212,7 +214,7 @@ def _read_shards(source: str, index: str) -> dict[str, Tensor]:
     for name in sorted(set(weight_map.values())):
         if os.path.basename(name) != name or name.endswith('.json') or name in ('', '.', '..'):
             raise UserError(f'{index}: shard {name!r}; expected the name of a file beside the index')
-        is_url = '://' in source
+        is_url = source.startswith(_URLS)
         shard = read_tensors(urljoin(source, name) if is_url else os.path.join(os.path.dirname(index), name))
         missing = [key for key, file_name in weight_map.items() if file_name == name and key not in shard]
         if missing:

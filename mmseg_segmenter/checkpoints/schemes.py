@@ -11,10 +11,10 @@ from torch import Tensor
 from ..models.backbones.vit import foreign_layouts
 from ..models.load_report import FILE_KEY
 from .convert import to_encoder
-from .download import PREFIX
 from .formats import is_encoder
 from .integrity import Format
 from .read import read, unwrap
+from .released import SCHEMES
 
 
 def load_from_mmseg_segmenter(filename: str, map_location: Any = None) -> Any:
@@ -73,7 +73,7 @@ def register() -> None:
     if _convert_foreign not in foreign_layouts:
         foreign_layouts.append(_convert_foreign)
     CheckpointLoader.register_scheme(
-        prefixes=['', 'http://', 'https://', PREFIX], loader=load_from_mmseg_segmenter, force=True
+        prefixes=['', 'http://', 'https://', *SCHEMES], loader=load_from_mmseg_segmenter, force=True
     )
     # mmengine's loaders of open-mmlab://, mmcls:// and torchvision:// look up a URL and call this function. mmengine's
     # own runs any code in the file that it downloads.

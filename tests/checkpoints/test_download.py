@@ -17,7 +17,7 @@ from evil import Evil
 from mmengine.runner import CheckpointLoader, load_checkpoint
 
 from mmseg_segmenter import SegmenterViT
-from mmseg_segmenter.checkpoints import download
+from mmseg_segmenter.checkpoints import download, released
 from mmseg_segmenter.errors import UserError
 
 NPZ = Path(__file__).parents[1] / 'data' / 'augreg_tiny_i21k.npz'
@@ -103,14 +103,14 @@ def test_cold_then_warm(server, tmp_path):
 def test_local_file_comes_first(server, tmp_path):
     (tmp_path / 'pretrain').mkdir()
     (tmp_path / 'pretrain' / 'vit.npz').write_bytes(NPZ.read_bytes())
-    assert download.locate('augreg://vit.npz') == os.path.join('pretrain', 'vit.npz') and not server.requests
+    assert released.find('augreg://vit.npz') == os.path.join('pretrain', 'vit.npz') and not server.requests
 
 
 @pytest.mark.parametrize('supports_range', [True, False])
 def test_broken_connection_is_resumed(server, tmp_path, supports_range):
     server.supports_range = supports_range
     server.cut[:] = [1000, 5000]
-    assert Path(download.locate('augreg://vit')).read_bytes() == NPZ.read_bytes()
+    assert Path(released.find('augreg://vit')).read_bytes() == NPZ.read_bytes()
     # 1000 bytes, then 5000 more (or, without ranges, 5000 anew)
     resumed = f'bytes={6000 if supports_range else 5000}-'
     assert [r for _, r in server.requests] == [None, 'bytes=1000-', resumed]
@@ -122,9 +122,9 @@ def test_connection_that_stays_broken(server, tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r'augreg://vit: download failed \(400 of [\d,]+ bytes came\)\. Download http'
     ):
-        download.locate('augreg://vit')
+        released.find('augreg://vit')
     assert kept(tmp_path) == ['vit.npz.part', 'vit.npz.part.json']
-    download.locate('augreg://vit')  # a later try goes on from there
+    released.find('augreg://vit')  # a later try goes on from there
     assert server.requests[-1][1] == 'bytes=400-' and kept(tmp_path) == ['vit.npz']
 
 
@@ -133,27 +133,27 @@ def test_part_longer_than_the_file(server, tmp_path):
     (tmp_path / 'cache' / 'vit.npz.part').write_bytes(b'x' * (len(server.content) + 1))
     note = dict(url=f'{os.environ["MMSEG_SEGMENTER_AUGREG_URL"]}/vit.npz', validator='"1"', total=None)
     (tmp_path / 'cache' / 'vit.npz.part.json').write_text(json.dumps(note))
-    assert Path(download.locate('augreg://vit')).read_bytes() == NPZ.read_bytes()
+    assert Path(released.find('augreg://vit')).read_bytes() == NPZ.read_bytes()
     assert [r for _, r in server.requests] == [f'bytes={len(server.content) + 1}-', None]
 
 
 def test_answer_of_another_kind(server, tmp_path):
     server.content = b'<html>please log in</html>'
     with pytest.raises(FileNotFoundError, match=r'the 26 bytes received are not a readable checkpoint \(.*html'):
-        download.locate('augreg://vit')
+        released.find('augreg://vit')
     assert kept(tmp_path) == []
 
 
 def test_unknown_name(server, tmp_path):
     with pytest.raises(FileNotFoundError, match=r'augreg://nothing: the server answered 404') as error:
-        download.locate('augreg://nothing')
+        released.find('augreg://nothing')
     assert f'{tmp_path}/pretrain/nothing.npz or {tmp_path}/cache/nothing.npz' in str(error.value)
     assert len(server.requests) == 1
 
 
 def test_name_with_folders(server):
     with pytest.raises(FileNotFoundError, match='without folders'):
-        download.locate('augreg://../../etc/passwd')
+        released.find('augreg://../../etc/passwd')
 
 
 def test_offline(server, monkeypatch):
@@ -161,11 +161,11 @@ def test_offline(server, monkeypatch):
     with pytest.raises(
         FileNotFoundError, match=r'download failed \(.*refused.*\)\. Download http://127\.0\.0\.1:9/vit\.npz'
     ):
-        download.locate('augreg://vit')
+        released.find('augreg://vit')
 
 
 def test_two_processes_download_once(server, tmp_path):
-    code = 'from mmseg_segmenter.checkpoints import download; print(download.locate("augreg://vit"))'
+    code = 'from mmseg_segmenter.checkpoints import released; print(released.find("augreg://vit"))'
     processes = [subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [p.communicate()[0].strip().splitlines()[-1] for p in processes]
     assert outputs == [str(tmp_path / 'cache' / 'vit.npz')] * 2 and len(server.requests) == 1
@@ -175,7 +175,7 @@ def test_cache_that_cannot_be_made(server, tmp_path, monkeypatch):
     (tmp_path / 'file').touch()
     monkeypatch.setenv('MMSEG_SEGMENTER_CACHE', str(tmp_path / 'file' / 'cache'))
     with pytest.raises(OSError, match='cannot make the cache folder'):
-        download.locate('augreg://vit')
+        released.find('augreg://vit')
 
 
 def test_damaged_file_in_the_cache_is_named(server, tmp_path):
