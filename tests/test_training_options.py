@@ -178,7 +178,7 @@ def test_batches_that_may_be_left_out(train, monkeypatch):
     (hook,) = (hook for hook in runner.hooks if type(hook).__name__ == 'FiniteLossHook')
     assert hook.skipped == 2 and all(value.isfinite().all() for value in weights(runner).values())
     calls.clear()
-    with pytest.raises(ValueError, match=r'iteration 2: the loss is nan, learning rate .*, images .*\.jpg'):
+    with pytest.raises(ValueError, match=r'iteration 2, learning rate .*: the loss is nan, images .*\.jpg'):
         train("custom_hooks = [dict(type='FiniteLossHook')]", **{'train_cfg.max_iters': 4})
 
 

@@ -1,5 +1,6 @@
 """Stop a training whose loss or data cannot be right."""
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -7,11 +8,12 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import all_gather_object, all_reduce, is_distributed
+from mmengine.dist import all_gather_object, all_reduce, get_rank, is_distributed
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError
 from ..files import replace_file
@@ -19,6 +21,7 @@ from ..labels import num_labels
 from .precision import segmentor_of
 
 _MAX_LISTED = 20  # bad samples named in the log
+_KEY = 'skipped_batches'  # in a checkpoint
 
 
 @HOOKS.register_module()
@@ -26,11 +29,13 @@ class FiniteLossHook(Hook):
     """Stop a training whose loss is NaN or infinite, before weights are updated from it or saved.
 
     The loss is looked at before it is scaled for mixed precision, whose scaler skips updates with infinite gradients
-    as part of its normal work. If the loss of one process is not finite, all processes act together.
+    as part of its normal work. If the loss of one process is not finite, all processes act together, and name the
+    files of that process.
 
     Args:
         max_skipped: number of batches with such a loss that the training may leave out. Their gradients are not
-            computed, so they change neither weights nor the state of the optimizer. With the next one it stops.
+            computed, so they change neither weights nor the state of the optimizer. With the next one it stops. A
+            resumed training continues to count.
     """
 
     priority = 'VERY_HIGH'
@@ -58,9 +63,14 @@ class FiniteLossHook(Hook):
         if finite.item():
             update_params(loss, *args, **kwargs)
             return
-        found = f'the loss is {loss.item():g}' + (' (in this process)' if is_distributed() else '')
+        losses = all_gather_object((get_rank(), loss.item(), self._images))
+        found = '; '.join(
+            f'the loss{f" of process {rank}" if is_distributed() else ""} is {value:g}, images {", ".join(images)}'
+            for rank, value, images in losses
+            if not math.isfinite(value)
+        )
         rates = ', '.join(f'{rate:g}' for rate in runner.optim_wrapper.get_lr()['lr'][:1])
-        message = f'iteration {runner.iter + 1}: {found}, learning rate {rates}, images {", ".join(self._images)}'
+        message = f'iteration {runner.iter + 1}, learning rate {rates}: {found}'
         if self.skipped == self.max_skipped:
             hint = f', after {self.skipped} skipped batches' if self.skipped else ''
             raise UserError(
@@ -70,14 +80,22 @@ class FiniteLossHook(Hook):
             )
         self.skipped += 1
         runner.logger.warning(f'Skipped a batch ({self.skipped} of at most {self.max_skipped}): {message}')
-        _leave_out(runner.optim_wrapper)
+        _leave_out(runner.optim_wrapper, runner.model)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Continue to count if the training is resumed."""
+        if runner._resume:
+            self.skipped = checkpoint.get(_KEY, 0)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Refuse to save weights that are not finite: a checkpoint of them would take the place of a good one.
+        """Note how many batches were skipped, and refuse to save weights that are not finite.
+
+        A checkpoint of them would take the place of a good one.
 
         Raises:
             UserError: names the first such tensor.
         """
+        checkpoint[_KEY] = self.skipped
         for name, value in checkpoint['state_dict'].items():
             if isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
                 raise UserError(
@@ -86,13 +104,23 @@ class FiniteLossHook(Hook):
                 )
 
 
-def _leave_out(wrapper: Any) -> None:
+def _leave_out(wrapper: Any, model: torch.nn.Module) -> None:
     """Count a batch without its gradients; update the weights if it was the last of the accumulated ones."""
     wrapper._inner_count += 1
     if not wrapper.should_update():
         return
+    gradients = [
+        parameter.grad
+        for group in wrapper.param_groups
+        for parameter in group['params']
+        if parameter.grad is not None
+    ]
     # Gradients are there only if other batches of this update were finite.
-    if any(parameter.grad is not None for group in wrapper.param_groups for parameter in group['params']):
+    if gradients:
+        # DDP averages gradients in the backward pass of the last batch, which is left out here.
+        if isinstance(model, DistributedDataParallel):
+            for gradient in gradients:
+                all_reduce(gradient, 'mean')
         wrapper.step()
     wrapper.zero_grad()
 
