@@ -21,6 +21,7 @@ from ..deployment.quantize import linear_layers, quantize
 from ..errors import UserError
 from ..evaluation.confusion_matrix import class_scores, count_pairs, mean_score
 from ..files import check_destination, refuse_existing
+from ..models.dense import check_finite_logits
 from .images import read_image
 from .inputs import find_tasks
 from .loading import loading_transforms
@@ -95,8 +96,8 @@ def export(
     Raises:
         ExistingFileError: a file exists and ``force`` is not set.
         MissingPackageError: names the command that installs what is missing.
-        UserError: the options contradict each other, the model cannot be exported, or the file differs from the
-            model.
+        UserError: the options contradict each other, the model cannot be exported, its logits are not finite, or
+            the file differs from the model.
     """
     check_format(options.format, options.precision, options.dynamic)
     suffix = SUFFIXES[options.format]
@@ -110,6 +111,8 @@ def export(
     module = _network(predictor, options)
     example = torch.from_numpy(_inputs(predictor, options, np.zeros((*size, 3), np.uint8)))
     dynamic = _dynamic(options) if options.dynamic else None
+    with torch.no_grad():
+        check_finite_logits(reference(example), 'black image')
 
     def compared(network: Network) -> Agreement | None:
         if options.dynamic:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MissingFileError, UserError
+from ..models.dense import check_finite_logits
 from .check import TOLERANCES
 from .formats.onnx import to_onnx
 from .formats.openvino import to_openvino
@@ -119,8 +120,8 @@ def load_network(model: Any, runtime: str, precision: str = 'fp32', file: str | 
         MissingFileError: the file does not exist.
         MissingPackageError: the runtime is not installed.
         UserError: this CPU does not have the precision, the model has no
-            network that can be exported, or the file holds something else
-            than this model's network.
+            network that can be exported, its logits are not finite, or the
+            file holds something else than this model's network.
     """
     check_precision(runtime, precision)
     require('onnx' if runtime == 'onnxruntime' else 'openvino', runtime)
@@ -132,6 +133,7 @@ def load_network(model: Any, runtime: str, precision: str = 'fp32', file: str | 
             f"precision='int8' with runtime={runtime!r} needs a quantised file; tools/deployment/export.py "
             '--precision int8 --dynamic --no-normalise --no-argmax makes one'
         )
+    _check_model(model)
     load = _in_onnxruntime if runtime == 'onnxruntime' else _in_openvino
     loaded = load(model, precision, file)
     network = RuntimeNetwork(loaded.run, loaded.inputs[0].shape, file)
@@ -247,6 +249,12 @@ def _check_ports(file: str, loaded: _Loaded, num_logits: int) -> None:
         )
     if outputs[0].shape[1] not in (None, num_logits):
         raise UserError(f'{file} has {outputs[0].shape[1]} classes, the model {num_logits}; expected the same')
+
+
+def _check_model(model: Any) -> None:
+    """Check that the logits of a model are finite, since others cannot be compared."""
+    with torch.no_grad():
+        check_finite_logits(model.head_logits(torch.zeros(1, 3, *probe_sizes(model.backbone)[0])), 'black image')
 
 
 def _check_weights(file: str, network: RuntimeNetwork, model: Any) -> None:

@@ -1,7 +1,7 @@
 """From the logits of a head to the pixels of an image."""
 
 from .axis_map import AxisMap, identity, linear_resize
-from .logit_map import LogitMap, argmax_labels, check_finite
+from .logit_map import LogitMap, argmax_labels, check_finite, check_finite_logits
 from .mask_map import MaskMap, MergedMasks, WindowMasks, merge_masks
 from .pixels import confidence_map, label_map, probability_map
 from .windows import AxisWindows, MergedLogits, WindowLogits, average_windows, merge_windows, window_starts
@@ -18,6 +18,7 @@ __all__ = [
     'argmax_labels',
     'average_windows',
     'check_finite',
+    'check_finite_logits',
     'confidence_map',
     'identity',
     'label_map',

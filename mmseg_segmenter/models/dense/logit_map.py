@@ -172,9 +172,22 @@ def check_finite(maps: Sequence[Sequence[LogitMap]], names: Sequence[str]) -> No
     """
     # A sum is finite only if all its terms are, and needs no memory.
     sums = torch.stack([torch.stack([m.stored_sum() for m in maps_of_image]).sum() for maps_of_image in maps])
-    for name, finite in zip(names, sums.isfinite().tolist(), strict=True):
-        if not finite:
-            raise UserError(
-                f'{name}: the logits of the model are not finite (NaN or infinity); expected numbers. Check the '
-                'weights for NaN; if they have none and the model runs in fp16, use bf16 or float32'
-            )
+    for name, total in zip(names, sums.cpu(), strict=True):
+        check_finite_logits(total, name)
+
+
+def check_finite_logits(logits: Tensor, name: str) -> None:
+    """Raise an error if a logit is NaN or infinite.
+
+    Args:
+        logits: of any shape.
+        name: what they are of.
+
+    Raises:
+        UserError: one is.
+    """
+    if not logits.isfinite().all():
+        raise UserError(
+            f'{name}: the logits of the model are not finite (NaN or infinity); expected numbers. Check the '
+            'weights for NaN; if they have none and the model runs in fp16, use bf16 or float32'
+        )
