@@ -1,10 +1,16 @@
 """Download files once and keep them.
 
+Files are compared with the size and the hash that the source tells: SHA-256 in the header ``X-Linked-ETag`` (Hugging
+Face), MD5 in ``X-Goog-Hash`` (Google Cloud Storage, AugReg files), or the first digits of SHA-256 at the end of the
+name (``-8f9cd2ab.pth``, OpenMMLab and torchvision).
+
 Environment variables:
     MMSEG_SEGMENTER_CACHE: folder of the downloaded files, ``~/.cache/mmseg_segmenter`` if not set.
     MMSEG_SEGMENTER_DOWNLOAD_TIMEOUT: most seconds that one download may take, all attempts together, 7200 if not set.
 """
 
+import base64
+import binascii
 import hashlib
 import json
 import os
@@ -15,15 +21,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from http.client import HTTPException, HTTPResponse
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
 from ..errors import FileAccessError, MissingFileError, UserError
-from .integrity import DamagedError, check_file
+from .integrity import DamagedError, check_file, file_digest
 
 _ATTEMPTS = 4
 # Seconds before the second attempt; the pause doubles with each.
@@ -130,6 +136,7 @@ def download(url: str, target: str, token: str | None = None, is_checkpoint: boo
             if not os.path.isfile(target):  # another process may have been faster
                 part = target + '.part'
                 _receive_whole(url, part, limit, token)
+                _check_hashes(url, part)
                 if is_checkpoint:
                     _check(part)
                 os.replace(part, target)
@@ -171,6 +178,54 @@ def _check(part: str) -> None:
         raise DownloadError(f'the {size:,} bytes received are not a readable checkpoint ({error})') from None
 
 
+def _check_hashes(url: str, part: str) -> None:
+    """Compare a downloaded file with the hashes that its name and the server tell.
+
+    Raises:
+        DownloadError: it differs from one. It is discarded.
+    """
+    version = _stored_version(url, part, resumable=False)
+    expected = [('the server', *item) for item in (version.hashes if version else {}).items()]
+    # All digits would be a date: model-20240131.pth.
+    named = re.search(r'-(?=[0-9]*[a-f])([0-9a-f]{8}|[0-9a-f]{64})\.\w+$', urlsplit(url).path)
+    if named:
+        expected.append(('its name', 'sha256', named[1]))
+    for source, algorithm, digest in expected:
+        found = file_digest(part, algorithm)
+        if not found.startswith(digest):
+            size = os.path.getsize(part)
+            _discard(part)
+            raise DownloadError(
+                f'the {size:,} bytes received have the {algorithm} {found}, expected {digest} by {source}'
+            )
+
+
+def _hashes(headers: Mapping[str, Any]) -> dict[str, str]:
+    """Return the hashes of a whole file that an answer, or a redirection to it, tells: hex digests by algorithm."""
+    hashes = {}
+    linked = re.fullmatch(r'"?([0-9a-f]{64})"?', headers.get('X-Linked-ETag', ''))
+    if linked:
+        hashes['sha256'] = linked[1]
+    google = re.search(r'\bmd5=([A-Za-z0-9+/]{22}==)', ','.join(headers.get_all('X-Goog-Hash') or ()))  # type: ignore[attr-defined]
+    if google:
+        hashes['md5'] = binascii.hexlify(base64.b64decode(google[1])).decode()
+    return hashes
+
+
+class _Redirections(urllib.request.HTTPRedirectHandler):
+    """Keep the hashes of redirections. Hugging Face tells them there, not where the file is."""
+
+    def __init__(self) -> None:
+        self.hashes: dict[str, str] = {}
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        """Follow a redirection."""
+        self.hashes |= _hashes(headers)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 @dataclass(frozen=True)
 class _Version:
     """Which version of a remote file a ``.part`` file is the beginning of; stored beside it.
@@ -179,11 +234,13 @@ class _Version:
         url: of the file.
         validator: strong ``ETag``, or ``Last-Modified``: the value for ``If-Range``.
         total: length of the file in bytes, if the server told.
+        hashes: of the file, hex digests by algorithm, if the server told.
     """
 
     url: str
     validator: str
     total: int | None
+    hashes: dict[str, str] = field(default_factory=dict)
 
 
 def _note(part: str) -> str:
@@ -196,14 +253,15 @@ def _discard(part: str) -> None:
             os.unlink(path)
 
 
-def _stored_version(url: str, part: str) -> _Version | None:
-    """Return the version that the ``.part`` file is of, or None if nothing can be resumed."""
+def _stored_version(url: str, part: str, resumable: bool = True) -> _Version | None:
+    """Return the version that the ``.part`` file is of, or None if it is not known or, by default, not resumable."""
     try:
         with open(_note(part), encoding='utf-8') as file:
             version = _Version(**json.load(file))
     except (OSError, ValueError, TypeError):
         return None
-    return version if version.url == url and version.validator and os.path.isfile(part) else None
+    known = version.url == url and os.path.isfile(part)
+    return version if known and (version.validator or not resumable) else None
 
 
 def _fetch(url: str, part: str, deadline: float, token: str | None) -> None:
@@ -219,14 +277,16 @@ def _fetch(url: str, part: str, deadline: float, token: str | None) -> None:
     request = urllib.request.Request(url, headers=headers)
     if token is not None:
         request.add_unredirected_header('Authorization', f'Bearer {token}')
-    with urllib.request.urlopen(request, timeout=_READ_TIMEOUT) as response:
+    redirections = _Redirections()
+    with urllib.request.build_opener(redirections).open(request, timeout=_READ_TIMEOUT) as response:
         if response.status == 206 and version is not None:
             total = _resumed_total(response.headers, done, version, part)
         elif response.status == 200:  # the whole file: the server cannot resume, or has another version by now
             done, total = 0, _content_length(response.headers)
             _discard(part)
+            hashes = redirections.hashes | _hashes(response.headers)
             with open(_note(part), 'w', encoding='utf-8') as file:
-                json.dump(asdict(_Version(url, _validator(response.headers), total)), file)
+                json.dump(asdict(_Version(url, _validator(response.headers), total, hashes)), file)
         else:
             raise DownloadError(f'the server answered {response.status} {response.reason}')
         _receive(response, part, done, total, deadline)

@@ -5,6 +5,7 @@ known to be true, and nothing in a file is executed.
 """
 
 import enum
+import hashlib
 import io
 import json
 import math
@@ -200,6 +201,34 @@ def _check_index(file: IO[bytes]) -> Format:
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise DamagedError('it is JSON without a "weight_map" of file names')
     return Format.INDEX
+
+
+def check_pickle(content: bytes) -> None:
+    """Check that reading a pickle allocates no more than its size allows. Nothing in it is executed.
+
+    Raises:
+        DamagedError: it would allocate more, or is damaged.
+    """
+    try:
+        _Inventory(io.BytesIO(content), len(content)).load()
+    except DamagedError:
+        raise
+    except Exception as error:  # the interpreter raises almost anything on damaged content
+        raise DamagedError(describe(error)) from None
+
+
+def file_digest(path: str, algorithm: str = 'sha256') -> str:
+    """Return the hex digest of a file.
+
+    Args:
+        path: of the file.
+        algorithm: as ``hashlib`` names it.
+    """
+    digest = hashlib.new(algorithm)
+    with open(path, 'rb') as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 class _Storage:

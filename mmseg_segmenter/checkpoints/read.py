@@ -5,7 +5,6 @@ Everything in the package that reads weights reads them here: the converters, an
 Nothing in a file is executed.
 """
 
-import hashlib
 import json
 import os
 import pickle
@@ -22,7 +21,7 @@ from torch import Tensor
 from .. import __version__
 from ..errors import FileAccessError, MissingFileError, MissingPackageError, NotAFileError, UserError, describe
 from .download import fetch
-from .integrity import DamagedError, Format, check_file
+from .integrity import DamagedError, Format, check_file, file_digest
 from .released import find
 
 _SUFFIXES = {
@@ -223,20 +222,11 @@ def _read_shards(source: str, index: str) -> dict[str, Tensor]:
     return tensors
 
 
-def sha256(path: str) -> str:
-    """Return the hex digest of a file."""
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def provenance(source: str, architecture: object) -> dict[str, str]:
     """Return the ``meta`` of a converted checkpoint: which file it was made from, and by what."""
     return dict(
         source=os.path.basename(source),
-        sha256=sha256(local_path(source)),
+        sha256=file_digest(local_path(source)),
         architecture=str(architecture),
         converter=f'mmseg_segmenter {__version__}',
     )

@@ -1,6 +1,8 @@
 """``augreg://`` and ``http://`` against a server on loopback."""
 
+import base64
 import contextlib
+import hashlib
 import json
 import os
 import subprocess
@@ -30,6 +32,7 @@ def server(tmp_path, monkeypatch):
 
     ``requests`` records (path, Range), and ``cut`` breaks the next answers off after so many bytes. ``validators`` are
     headers that identify the version of the content. ``odd`` replaces headers, by status; None leaves one out.
+    ``moved`` redirects paths, and sends ``odd[302]`` with it.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -41,12 +44,18 @@ def server(tmp_path, monkeypatch):
         supports_if_range = True
         validators: ClassVar[dict[str, str]] = {'ETag': '"1"'}
         odd: ClassVar[dict[int, dict[str, str | None]]] = {}
+        moved: ClassVar[dict[str, str]] = {}
         restarts = False  # partial answers begin at 0
         pause = 0.0  # seconds between bytes
 
         def do_GET(self):
             asked = self.headers.get('Range')
             self.requests.append((self.path, asked))
+            if self.path.partition('?')[0] in self.moved:
+                self.send_response(302)
+                for name, value in {'Location': self.moved[self.path.partition('?')[0]], **self.odd[302]}.items():
+                    self.send_header(name, value)
+                return self.end_headers()
             if self.path.partition('?')[0] not in self.paths:
                 return self.send_error(404)
             start = int(asked.removeprefix('bytes=').rstrip('-')) if asked and self.supports_range else 0
@@ -271,6 +280,53 @@ def test_urls_with_the_same_last_part_are_two_files(server, url, tmp_path):
     other_query = url.replace('zoo', 'one').replace('true', 'v3')
     assert CheckpointLoader.load_checkpoint(other_query)['weight'] == 3
     assert len(kept(tmp_path)) == 3
+
+
+# Hashes that the source tells
+
+WRONG = '0' * 63 + 'a'
+
+
+def serve_with_hash(server, tmp_path, source, wrong):
+    """Serve a checkpoint whose hash the source tells, and return its URL."""
+    server.content = saved(tmp_path, dict(weight=torch.ones(5000)))
+    sha256 = WRONG if wrong else hashlib.sha256(server.content).hexdigest()
+    md5 = base64.b64encode(hashlib.md5(server.content + b'x' * wrong).digest()).decode()
+    name = f'model-{sha256[:8] if not wrong else "0000000a"}.pth' if source == 'name' else 'model.pth'
+    server.paths = [f'/zoo/{name}']
+    if source == 'google':
+        server.odd = {200: {'X-Goog-Hash': f'crc32c=AAAAAA==,md5={md5}'}}
+    if source == 'redirection':  # the Hugging Face hub
+        server.moved = {f'/hub/{name}': f'/zoo/{name}'}
+        server.odd = {302: {'X-Linked-ETag': f'"{sha256}"', 'X-Linked-Size': str(len(server.content))}}
+    folder = 'hub' if source == 'redirection' else 'zoo'
+    return f'{os.environ["MMSEG_SEGMENTER_AUGREG_URL"]}/{folder}/{name}'
+
+
+@pytest.mark.parametrize('source', ['name', 'google', 'redirection'])
+@pytest.mark.parametrize('validators', [{'ETag': '"1"'}, {}], ids=['resumed', 'anew'])
+def test_hash_that_the_source_tells(server, tmp_path, source, validators):
+    """A resumed file is compared as a whole."""
+    url = serve_with_hash(server, tmp_path, source, wrong=False)
+    server.validators, server.cut[:] = validators, [3000]
+    assert (CheckpointLoader.load_checkpoint(url)['weight'] == 1).all()
+    assert (server.requests[-1][1] == 'bytes=3000-') == bool(validators)
+
+
+@pytest.mark.parametrize(('source', 'algorithm'), [('name', 'sha256'), ('google', 'md5'), ('redirection', 'sha256')])
+def test_file_with_another_hash(server, tmp_path, source, algorithm):
+    url = serve_with_hash(server, tmp_path, source, wrong=True)
+    teller = 'its name' if source == 'name' else 'the server'
+    message = rf'bytes received have the {algorithm} \w+, expected \w+ by {teller}'
+    with pytest.raises(FileNotFoundError, match=message):
+        CheckpointLoader.load_checkpoint(url)
+    assert kept(tmp_path) == []
+
+
+def test_date_in_a_name_is_no_hash(server, tmp_path):
+    server.content = saved(tmp_path, dict(weight=torch.ones(1)))
+    server.paths = ['/zoo/model-20240131.pth']
+    CheckpointLoader.load_checkpoint(f'{os.environ["MMSEG_SEGMENTER_AUGREG_URL"]}/zoo/model-20240131.pth')
 
 
 # Resuming: never halves of two files
