@@ -110,10 +110,7 @@ def _leave_out(wrapper: Any, model: torch.nn.Module) -> None:
     if not wrapper.should_update():
         return
     gradients = [
-        parameter.grad
-        for group in wrapper.param_groups
-        for parameter in group['params']
-        if parameter.grad is not None
+        parameter.grad for group in wrapper.param_groups for parameter in group['params'] if parameter.grad is not None
     ]
     # Gradients are there only if other batches of this update were finite.
     if gradients:

@@ -1,5 +1,7 @@
 """Train models that are larger than the memory of one GPU: each process keeps a share of the state (torch's FSDP2)."""
 
+import io
+import math
 import os
 import pickle
 import shutil
@@ -18,19 +20,25 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint, _load_checkpoint_to_model
 from mmseg.registry import RUNNERS
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from ..errors import UserError
+from ..checkpoints.integrity import DamagedError, check_pickle
+from ..checkpoints.read import read
+from ..errors import UserError, describe
 from ..files import check_folder
 
 # What a checkpoint has besides the shards: iteration, schedules, log, and the settings of the optimizer.
 META = 'meta.pth'
 _UNFINISHED = '.unfinished'
+# Bytes of an index; one of 1,000 tensors in 64 parts has 10 MB.
+_LARGEST_INDEX = 100_000_000
 
 
 def shard_model(
@@ -192,7 +200,7 @@ class ShardedRunner(Runner):
                     'weights, leave out --resume and set load_from'
                 )
             return {}
-        checkpoint: dict[str, Any] = torch.load(os.path.join(filename, META), map_location='cpu', weights_only=True)
+        checkpoint: dict[str, Any] = read(os.path.join(filename, META), map_location='cpu').content
         optimizer: dict[str, Any] = {}
         groups = checkpoint['meta'].pop('param_groups', [])
         if self._resume and groups:
@@ -249,17 +257,24 @@ def consolidate(folder: str) -> dict[str, Any]:
     path = os.path.join(folder, META)
     if not os.path.isfile(path):
         raise UserError(f'{folder}: expected a checkpoint of a training with --shard, found no {META}')
-    checkpoint: dict[str, Any] = torch.load(path, map_location='cpu', weights_only=True)
+    checkpoint: dict[str, Any] = read(path, map_location='cpu').content
     reader = SafeReader(folder)
     tensors = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in reader.read_metadata().state_dict_metadata.items()
         if name.startswith('model.')
     }
-    load(tensors, storage_reader=reader, no_dist=True)
+    try:
+        load(tensors, storage_reader=reader, no_dist=True)
+    except CheckpointException as error:
+        reason = next(iter(error.failures.values()))[0]
+        raise UserError(f'{folder}: cannot read the sharded checkpoint: {describe(reason)}') from None
     state: Any = OrderedDict((name.removeprefix('model.'), value) for name, value in tensors.items())
-    state._metadata = checkpoint['meta'].pop('state_dict_metadata')
-    del checkpoint['meta']['param_groups']
+    try:
+        state._metadata = checkpoint['meta'].pop('state_dict_metadata')
+        del checkpoint['meta']['param_groups']
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f'{path}: expected the meta.pth of a training with --shard') from None
     return {**checkpoint, 'state_dict': state}
 
 
@@ -293,13 +308,67 @@ class SafeReader(FileSystemReader):
     """Read a sharded checkpoint without executing anything in its index, which is a pickle."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the index."""
-        with open(os.path.join(self.path, '.metadata'), 'rb') as file:
-            try:
-                metadata = _IndexUnpickler(file).load()
-            except (pickle.UnpicklingError, EOFError, AttributeError, ValueError) as error:
-                raise UserError(f'{file.name}: not the index of a sharded checkpoint: {error}') from None
-        if metadata.storage_meta is None:
-            raise UserError(f'{file.name}: not the index of a sharded checkpoint: no storage_meta')
+        """Return the index.
+
+        Raises:
+            UserError: it is damaged, refers to code or to other files than those beside it, or declares more than
+                they hold.
+        """
+        path = os.path.join(self.path, '.metadata')
+        if not os.path.isfile(path):
+            raise UserError(f'{self.path}: expected a sharded checkpoint, found no .metadata')
+        with open(path, 'rb') as file:
+            content = file.read(_LARGEST_INDEX + 1)
+        try:
+            if len(content) > _LARGEST_INDEX:
+                raise DamagedError(f'it is larger than {_LARGEST_INDEX:,} bytes')
+            check_pickle(content)
+            metadata = _IndexUnpickler(io.BytesIO(content)).load()
+            _check_index(metadata, self.path)
+        except DamagedError as error:
+            raise UserError(f'{path}: not the index of a sharded checkpoint: {error}') from None
+        except Exception as error:  # unpickling raises almost anything on damaged content
+            raise UserError(f'{path}: not the index of a sharded checkpoint: {describe(error)}') from None
         metadata.storage_meta.load_id = self.load_id
         return metadata
+
+
+def _check_index(metadata: Any, folder: Any) -> None:
+    """Compare an index with the files beside it.
+
+    Raises:
+        DamagedError: says what is wrong.
+    """
+    if not isinstance(metadata, Metadata) or metadata.storage_meta is None:
+        raise DamagedError('no storage_meta')
+    sizes: dict[str, int] = {}
+    for info in metadata.storage_data.values():
+        name = info.relative_path
+        if name not in sizes:
+            path = os.path.join(folder, name)
+            if os.path.basename(name) != name or os.path.islink(path) or not os.path.isfile(path):
+                raise DamagedError(f'it refers to {name!r}; expected the name of a file beside it')
+            sizes[name] = os.path.getsize(path)
+        if min(info.offset, info.length) < 0 or info.offset + info.length > sizes[name]:
+            raise DamagedError(
+                f'it refers to bytes {info.offset:,} to {info.offset + info.length:,} of {name}, which has '
+                f'{sizes[name]:,}'
+            )
+        if info.transform_descriptors:
+            raise DamagedError(f'{name} is compressed, which checkpoints of --shard are not')
+    declared = 0
+    for name, entry in metadata.state_dict_metadata.items():
+        if not isinstance(entry, TensorStorageMetadata):
+            raise DamagedError(f'{name} is no tensor')
+        if min(entry.size, default=0) < 0:
+            raise DamagedError(f'{name} has the shape {tuple(entry.size)}')
+        inside = all(
+            len(chunk.offsets) == len(chunk.sizes) == len(entry.size)
+            and all(0 <= o <= o + n <= m for o, n, m in zip(chunk.offsets, chunk.sizes, entry.size, strict=True))
+            for chunk in entry.chunks
+        )
+        if not inside or sum(math.prod(chunk.sizes) for chunk in entry.chunks) != math.prod(entry.size):
+            raise DamagedError(f'the parts of {name} do not make up its shape {tuple(entry.size)}')
+        declared += math.prod(entry.size) * entry.properties.dtype.itemsize
+    if declared > sum(sizes.values()):
+        raise DamagedError(f'its tensors have {declared:,} bytes, the files {sum(sizes.values()):,}')

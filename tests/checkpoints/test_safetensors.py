@@ -13,7 +13,7 @@ from converters import timm2mmseg
 from mmengine.runner import Runner
 from mmseg.apis import init_model
 from mmseg.registry import MODELS
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from zoo import CONFIGS, read_config, shrink, shrink_images
 
 from mmseg_segmenter import SegmenterViT
@@ -129,13 +129,29 @@ def test_shards(tmp_path):
         ({'head.bias': 'model-00003-of-00003.safetensors'}, 'model-00003-of-00003.safetensors not found'),
         ({'head.bias': 'model-00001-of-00002.safetensors'}, r"index\.json: shard .* has no tensor 'head\.bias'"),
         ({'head.bias': '../other.safetensors'}, r"shard '\.\./other\.safetensors'; expected the name of a file beside"),
+        ({'head.bias': '/etc/passwd'}, "shard '/etc/passwd'; expected the name of a file beside"),
+        ({'head.bias': 'pipe'}, 'pipe not found'),
+        ({'head.bias': '..'}, r"shard '\.\.'; expected the name of a file beside"),
         ({'head.bias': 'model.safetensors.index.json'}, 'expected the name of a file beside the index'),
         ({'head.bias': 3}, 'JSON without a "weight_map" of file names'),
     ],
 )
 def test_shards_that_do_not_fit_the_index(tmp_path, changes, message):
+    os.mkfifo(tmp_path / 'pipe')
     with pytest.raises(UserError, match=message):
         read(str(shards(tmp_path, timm_state()[1], **changes)))
+
+
+def test_a_tensor_in_two_shards(tmp_path):
+    """The one in the shard that the index names is read, and what it does not name is not."""
+    tensors = timm_state()[1]
+    index = shards(tmp_path, tensors)
+    other, first = sorted({*json.loads(index.read_text())['weight_map'].values()}, reverse=True)
+    key = next(key for key, name in json.loads(index.read_text())['weight_map'].items() if name == first)
+    content = load_file(tmp_path / other)
+    save_file(content | {key: torch.full_like(tensors[key], 7.0), 'extra': torch.zeros(1)}, tmp_path / other)
+    found = read(str(index)).content
+    assert found.keys() == tensors.keys() and torch.equal(found[key], tensors[key])
 
 
 def test_urls(tmp_path, monkeypatch):

@@ -79,7 +79,7 @@ def train_ranks(losses, accumulate, max_skipped):
 
 
 def test_one_of_two_processes():
-    """Both leave the batch out, also the last of accumulated ones, whose backward pass averages gradients; then stop."""
+    """Both leave the batch out, also the last of accumulated ones, whose backward pass averages; then both stop."""
     losses = [[0.2, 1.0, 0.5, 2.0, 1.0], [0.6, NAN, NAN, 1.0, NAN]]
     (number, weights, message), *others = run_processes(train_ranks, 2, losses, 2, 2)
     assert others == [(number, weights, message)] and number == 4

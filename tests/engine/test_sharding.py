@@ -1,19 +1,23 @@
 """Training with a share of the state in each process equals training with all of it."""
 
+import os
 import pickle
 import runpy
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from evil import Evil
 from mmengine.runner import CheckpointLoader
 from mmseg.registry import MODELS
 from processes import run_processes
 from test_processes import assert_same_weights, train
 from tiny_training import training_config, write_dataset
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from mmseg_segmenter import engine
 from mmseg_segmenter.engine.sharding import SafeReader, consolidate
@@ -127,12 +131,114 @@ def test_memory_and_mixed_precision(data: Path, tmp_path: Path) -> None:
         assert found == pytest.approx(parameters * 4 * 3 / 4, rel=0.05)  # weights and two moments
 
 
-def test_the_index_executes_nothing(sharded: Path, tmp_path: Path) -> None:
-    folder = tmp_path / 'iter_10.pth'
-    shutil.copytree(sharded / 'iter_10.pth', folder)
-    (folder / '.metadata').write_bytes(pickle.dumps(sys.exit))
-    with pytest.raises(UserError, match=r'\.metadata: not the index .*: it refers to sys\.exit'):
-        SafeReader(folder).read_metadata()
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """Return a sharded checkpoint of two tensors."""
+    folder = tmp_path / 'iter_1.pth'
+    save({'model.a': torch.ones(2, 3), 'model.b': torch.zeros(4)}, checkpoint_id=folder, no_dist=True)
+    torch.save(dict(meta=dict(iter=1, param_groups=[], state_dict_metadata={})), folder / 'meta.pth')
+    return folder
+
+
+def edit(folder: Path, change: Callable[[Any], Any]) -> None:
+    metadata = SafeReader(folder).read_metadata()
+    change(metadata)
+    (folder / '.metadata').write_bytes(pickle.dumps(metadata))
+
+
+def test_the_index_executes_nothing(small: Path, tmp_path: Path) -> None:
+    assert torch.equal(consolidate(str(small))['state_dict']['a'], torch.ones(2, 3))
+    for content, reason in (
+        (pickle.dumps(sys.exit), r'it refers to sys\.exit'),
+        (pickle.dumps(Evil(tmp_path / 'canary')), r'it refers to posix\.mkdir'),
+        (b'(' + b'0' * 20, ''),
+        (b'', ''),
+    ):
+        (small / '.metadata').write_bytes(content)
+        with pytest.raises(UserError, match=rf'\.metadata: not the index of a sharded checkpoint: .*{reason}'):
+            consolidate(str(small))
+    assert not (tmp_path / 'canary').exists()
+
+
+def other_file(name: str) -> Callable[[Any], None]:
+    def change(metadata: Any) -> None:
+        for info in metadata.storage_data.values():
+            info.relative_path = name
+
+    return change
+
+
+def long(metadata: Any) -> None:
+    next(iter(metadata.storage_data.values())).length = 10**12
+
+
+def compressed(metadata: Any) -> None:
+    next(iter(metadata.storage_data.values())).transform_descriptors = ['zstd']
+
+
+def pickled(metadata: Any) -> None:
+    metadata.state_dict_metadata['model.a'] = None
+
+
+def outside(metadata: Any) -> None:
+    metadata.state_dict_metadata['model.a'].chunks[0].offsets = torch.Size([2, 0])
+
+
+def missing(metadata: Any) -> None:
+    metadata.state_dict_metadata['model.a'].chunks.clear()
+
+
+def unknown(metadata: Any) -> None:
+    metadata.storage_data.clear()
+
+
+def huge(metadata: Any) -> None:
+    metadata.state_dict_metadata['model.a'].size = torch.Size([10**9, 10**6])
+    metadata.state_dict_metadata['model.a'].chunks[0].sizes = torch.Size([10**9, 10**6])
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (other_file('../other'), r"refers to '\.\./other'; expected the name of a file beside it"),
+        (other_file('/etc/passwd'), "refers to '/etc/passwd'; expected"),
+        (other_file('missing.distcp'), "refers to 'missing.distcp'; expected"),
+        (other_file('pipe'), "refers to 'pipe'; expected"),
+        (huge, r'its tensors have 4,000,000,000,000,0\d\d bytes, the files '),
+        (long, r'refers to bytes .* of __0_0\.distcp, which has '),
+        (compressed, 'is compressed'),
+        (pickled, r'model\.a is no tensor'),
+        (outside, r'the parts of model\.a do not make up its shape \(2, 3\)'),
+        (missing, r'the parts of model\.a do not make up'),
+        (unknown, 'bytes'),
+    ],
+)
+def test_an_index_that_cannot_be_right(small: Path, change: Callable[[Any], None], message: str) -> None:
+    os.mkfifo(small / 'pipe')
+    (small.parent / 'other').touch()
+    edit(small, change)
+    with pytest.raises(UserError, match=message) as error:
+        consolidate(str(small))
+    assert '\n' not in str(error.value)
+
+
+def test_code_in_the_rest_of_a_sharded_checkpoint(small: Path, tmp_path: Path) -> None:
+    torch.save(dict(meta=Evil(tmp_path / 'canary')), small / 'meta.pth')
+    with pytest.raises(UserError, match=r'meta\.pth: refused, it holds more than tensors'):
+        consolidate(str(small))
+    (shard,) = small.glob('*.distcp')
+    torch.save(dict(meta=dict(param_groups=[], state_dict_metadata={})), small / 'meta.pth')
+    size = shard.stat().st_size
+    torch.save([Evil(tmp_path / 'canary'), bytes(size)], shard)
+
+    def whole_file(metadata: Any) -> None:
+        for info in metadata.storage_data.values():
+            info.offset, info.length = 0, shard.stat().st_size
+
+    edit(small, whole_file)
+    with pytest.raises(UserError, match='cannot read the sharded checkpoint'):
+        consolidate(str(small))
+    assert not (tmp_path / 'canary').exists()
 
 
 def test_wrong_use(tmp_path: Path) -> None:
