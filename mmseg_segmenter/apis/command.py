@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from ..datasets.image_files import MAX_PIXELS
 from ..engine import parse_options
 from ..errors import MissingFileError, UserError
 from ..files import check_folder
-from .images import MAX_PIXELS
 from .inputs import Task, find_tasks, identity
 from .journal import Journal, Result, write_summary
 from .loading import annotation_format, load_config

@@ -18,6 +18,7 @@ from mmengine.registry import init_default_scope
 from mmseg.utils import register_all_modules
 from torch import Tensor
 
+from ..datasets.image_files import MAX_PIXELS
 from ..deployment.runtimes import check_precision, load_network, release_weights
 from ..engine import registry_errors
 from ..engine.precision import DTYPES, check_cpu_precision, compile_parts
@@ -25,7 +26,7 @@ from ..errors import UserError
 from ..models.dense import LogitMap, check_finite, confidence_map, identity, label_map, probability_map
 from ..models.segmentors import Segmenter
 from ..visualization.sheet import to_rgb
-from .images import MAX_PIXELS, InputImage, as_input_image
+from .images import InputImage, as_input_image
 from .loading import build_model, build_tta, load_config, load_weights, test_transforms
 from .prediction import Prediction
 

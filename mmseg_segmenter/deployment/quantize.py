@@ -31,6 +31,7 @@ def quantize(model: Any, images: Iterable[np.ndarray], count: int, keep_last: in
 
     kept = linear_layers(model)[-keep_last:] if keep_last else []
     options: dict[str, Any] = {}
+    data: list[Any]
     if _is_openvino(model):
         data = list(images)
         if model.is_dynamic():

@@ -237,4 +237,4 @@ def measure_loader(settings: Settings, model: str) -> dict[str, Any]:
         make_shapes(folder, num_images=max(settings.loader_images, 6), size=settings.loader_size)
         options = {'train_dataloader.dataset.data_root': folder}
         times = benchmark.loader(settings.configs[model], options, settings.loader_images)
-    return dict(model=model, milliseconds=dict(times))
+    return dict(model=model, milliseconds=dict(times.transforms))

@@ -78,8 +78,9 @@ class EoMT(Segmenter):
         )
         return found
 
-    def extract_feat(self, inputs: Tensor) -> QueryFeatures:
+    def extract_feat(self, inputs: Tensor | tuple[Tensor, ...]) -> QueryFeatures:
         """Return the queries and patches after the last block, without limits of the attention."""
+        assert isinstance(inputs, Tensor)  # the queries change the last blocks, so features are never cached
         head: EoMTHead = self.decode_head
         features: QueryFeatures = self.backbone.encode_with_queries(inputs, head.query_embed.weight, head.num_blocks)
         return features
