@@ -9,6 +9,7 @@ far below such a difference.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..models import SegmenterViT
 from .architecture import Architecture, standard_heads
-from .formats import EncoderFormat, augreg, find_encoder_format, official_segmenter, timm
+from .formats import EncoderFormat, augreg, find_encoder_format, official_eomt, official_segmenter, timm
 from .read import read_tensors
 
 # Relative to the largest output. Rounding in float64 is about 1e-14 after 24 blocks.
@@ -112,6 +113,35 @@ def verify_official_run(
         ours = model(image)
         theirs = official_segmenter.reference_logits(read_tensors(official), image, num_heads)
     return _compare('a plain forward of the official layout', theirs, ours)
+
+
+def verify_eomt(
+    weights: Mapping[str, Tensor], num_heads: int, eps: float, model: Mapping[str, Any], checkpoint: str
+) -> Comparison:
+    """Compare the masks and classes of an EoMT before and after its conversion.
+
+    Args:
+        weights: under the names of the authors' code.
+        num_heads: attention heads.
+        eps: of the norms of the encoder.
+        model: config of the converted model.
+        checkpoint: its weights.
+
+    Raises:
+        UserError: ``checkpoint`` does not load into the model, or the outputs differ.
+    """
+    init_default_scope('mmseg')
+    # No loss is computed.
+    head = dict(model['decode_head'], loss_decode=dict(type='CrossEntropyLoss'))
+    built = MODELS.build(dict(model, decode_head=head))
+    _load(built, checkpoint)
+    size = model['backbone']['img_size']
+    image = _random_image(3, size if isinstance(size, tuple) else (size, size))
+    with torch.no_grad():
+        ours = built(image)
+        theirs = official_eomt.reference_logits(weights, image, num_heads, eps, head['num_blocks'])
+    masks, classes = (_compare("a plain forward of EoMT's layout", *pair) for pair in zip(theirs, ours, strict=True))
+    return max(masks, classes, key=lambda found: found.difference / found.magnitude)
 
 
 def _random_image(channels: int, size: tuple[int, ...]) -> Tensor:

@@ -90,6 +90,11 @@ class PlainViT(NamedTuple):
             image: (B, channels, H, W) in float64, of the size that ``pos_embed`` is made for.
             num_heads: attention heads.
         """
+        x, angles = self.embedded(image)
+        return norm(run_blocks(x, self.blocks, num_heads, self.eps, angles), self.norm, self.eps)
+
+    def embedded(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the (B, prefix + h * w, C) tokens in front of the blocks, and the angles of the patches."""
         x = F.conv2d(image, *self.patch, stride=self.patch.weight.shape[-1])  # (B, C, h, w)
         grid = x.shape[2:]
         x = torch.cat([*(token.double().expand(len(x), -1, -1) for token in self.prefix), x.flatten(2).mT], 1)
@@ -100,8 +105,7 @@ class PlainViT(NamedTuple):
             without = torch.zeros(1, num_prefix - num_rows, rows.shape[2], dtype=torch.float64)
             # Prefix tokens without a row are the last of them.
             x = x + torch.cat((rows[:, :num_rows], without, rows[:, num_rows:]), 1)
-        angles = None if self.periods is None else rope_angles(self.periods.double(), grid[0], grid[1])
-        return norm(run_blocks(x, self.blocks, num_heads, self.eps, angles), self.norm, self.eps)
+        return x, None if self.periods is None else rope_angles(self.periods.double(), grid[0], grid[1])
 
 
 def linear(x: Tensor, layer: Affine) -> Tensor:

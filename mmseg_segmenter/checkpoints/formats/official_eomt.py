@@ -4,11 +4,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import UserError
 from ..keymap import Conversion, Rule, cat, cat_without_keys, convert, invert
 from . import timm, timm_dinov3, transformers_dinov3
+from ._plain import affine, linear, norm, run_blocks
+from ._reference import depth
 
 NAME = 'EoMT'
 CONVERTER = 'eomt2mmseg.py'
@@ -129,3 +133,47 @@ def options(state: Mapping[str, Tensor]) -> dict[str, Any]:
 def _has_swiglu(state: Mapping[str, Tensor]) -> bool:
     encoder = {key.removeprefix(_ENCODER): tensor for key, tensor in state.items() if key.startswith(_ENCODER)}
     return f'{_ENCODER}blocks.0.mlp.gate_proj.weight' in state or timm.has_packed_swiglu(encoder)
+
+
+def reference_logits(
+    weights: Mapping[str, Tensor], image: Tensor, num_heads: int, eps: float, num_blocks: int
+) -> tuple[Tensor, Tensor]:
+    """Run an EoMT in plain torch on the names of the authors' code, without limits of the attention.
+
+    Args:
+        weights: as :func:`network` returns them.
+        image: (B, 3, H, W) in float64, normalised, of the size that the position embedding is made for.
+        num_heads: attention heads.
+        eps: of the norms of the encoder.
+        num_blocks: number of last blocks with queries.
+
+    Returns:
+        (B, Q, H / 4, W / 4) mask logits and (B, Q, K + 1) class logits.
+    """
+    if is_dinov3(weights):
+        encoder = {}
+        for key, tensor in weights.items():
+            name = key.removeprefix(_ENCODER)
+            for theirs, transformers in _RENAMED.items():
+                name = name.replace(theirs, transformers, 1) if name.startswith(theirs) else name
+            encoder[name] = tensor
+        vit = transformers_dinov3.plain_vit(encoder, num_heads, eps)
+    else:
+        vit = timm.plain_vit(weights, eps, 'reg_token', _ENCODER)
+    x, angles = vit.embedded(image)
+    x = run_blocks(x, vit.blocks[:-num_blocks], num_heads, eps, angles)
+    queries = weights['q.weight'].double()
+    x = torch.cat((queries.expand(len(x), -1, -1), x), 1)
+    x = norm(run_blocks(x, vit.blocks[-num_blocks:], num_heads, eps, angles), vit.norm, eps)
+    P, Q = vit.patch.weight.shape[-1], len(queries)
+    h, w = image.shape[2] // P, image.shape[3] // P
+    queries, pixels = x[:, :Q], x[:, -h * w :].mT.unflatten(2, (h, w))
+    for i in range(depth(weights, 'upscale.{}.conv1.weight')):
+        layer = affine(weights, f'upscale.{i}.conv1')
+        pixels = F.gelu(F.conv_transpose2d(pixels, layer.weight, layer.bias, stride=2))
+        pixels = F.conv2d(pixels, weights[f'upscale.{i}.conv2.weight'].double(), padding=1, groups=pixels.shape[1])
+        pixels = norm(pixels.movedim(1, -1), affine(weights, f'upscale.{i}.norm'), 1e-6).movedim(-1, 1)
+    masks = queries
+    for i in (0, 2, 4):
+        masks = linear(F.gelu(masks) if i else masks, affine(weights, f'mask_head.{i}'))
+    return torch.einsum('bqc,bchw->bqhw', masks, pixels), linear(queries, affine(weights, 'class_head'))

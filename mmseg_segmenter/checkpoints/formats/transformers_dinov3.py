@@ -80,7 +80,11 @@ def source_sizes(state: Mapping[str, Tensor]) -> SourceSizes:
 
 def reference_tokens(state: Mapping[str, Tensor], image: Tensor, num_heads: int) -> Tensor:
     """Run the encoder in plain torch, see :class:`mmseg_segmenter.checkpoints.formats.EncoderFormat`."""
-    state = _flat(state)
+    return plain_vit(_flat(state), num_heads, EPS).tokens(image, num_heads)
+
+
+def plain_vit(state: Mapping[str, Tensor], num_heads: int, eps: float) -> PlainViT:
+    """Read the plain model from the names of version 4."""
     blocks = []
     for i in range(depth(state, 'layer.{}.norm1.weight')):
         name = f'layer.{i}'
@@ -106,9 +110,9 @@ def reference_tokens(state: Mapping[str, Tensor], image: Tensor, num_heads: int)
         pos_embed=None,
         blocks=blocks,
         norm=affine(state, 'norm'),
-        eps=EPS,
+        eps=eps,
         periods=timm_dinov3.periods(blocks[0].proj.weight.shape[0] // num_heads),
-    ).tokens(image, num_heads)
+    )
 
 
 def _flat(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -79,8 +79,13 @@ class EoMT(Segmenter):
         return found
 
     def extract_feat(self, inputs: Tensor | tuple[Tensor, ...]) -> QueryFeatures:
-        """Return the queries and patches after the last block, without limits of the attention."""
-        assert isinstance(inputs, Tensor)  # the queries change the last blocks, so features are never cached
+        """Return the queries and patches after the last block, without limits of the attention.
+
+        Raises:
+            UserError: ``inputs`` are cached outputs of the backbone.
+        """
+        if not isinstance(inputs, Tensor):
+            raise UserError('EoMT cannot be trained on cached features: its queries are inside the backbone')
         head: EoMTHead = self.decode_head
         features: QueryFeatures = self.backbone.encode_with_queries(inputs, head.query_embed.weight, head.num_blocks)
         return features

@@ -1,0 +1,75 @@
+"""EoMT of Hugging Face transformers, on DINOv2 and on DINOv3, under the names of the authors' code."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..keymap import Conversion
+from . import official_eomt
+
+NAME = "transformers' EoMT"
+CONVERTER = official_eomt.CONVERTER
+
+# In this order; the encoder keeps its prefix until the end.
+_RENAMED = (
+    (r'^query\.', 'q.'),
+    (r'^class_predictor\.', 'class_head.'),
+    (r'^mask_head\.fc1\.', 'mask_head.0.'),
+    (r'^mask_head\.fc2\.', 'mask_head.2.'),
+    (r'^mask_head\.fc3\.', 'mask_head.4.'),
+    (r'^upscale_block\.block\.(\d+)\.layernorm2d\.', r'upscale.\1.norm.'),
+    (r'^upscale_block\.block\.', 'upscale.'),
+    (r'^layernorm\.', 'encoder.backbone.norm.'),
+    (r'^layers\.', 'encoder.backbone.blocks.'),
+)
+_DINOV3 = ((r'^embeddings\.', 'encoder.backbone.patch_embed.'),)
+_DINOV2 = (
+    (r'^embeddings\.register_tokens$', 'encoder.backbone.reg_token'),
+    (r'^embeddings\.position_embeddings\.weight$', 'encoder.backbone.pos_embed'),
+    (r'^embeddings\.patch_embeddings\.projection\.', 'encoder.backbone.patch_embed.proj.'),
+    (r'^embeddings\.', 'encoder.backbone.'),
+    (r'\.attention\.out_proj\.', '.attn.proj.'),
+    (r'\.layer_scale(\d)\.lambda1$', r'.ls\1.gamma'),
+)
+_QUERIES = re.compile(r'(encoder\.backbone\.blocks\.\d+)\.attention\.q_proj\.(weight|bias)')
+
+
+def detect(tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether the keys are those of an EoMT of transformers."""
+    return 'query.weight' in tensors and 'class_predictor.weight' in tensors
+
+
+def to_mmseg(state: Mapping[str, Tensor], num_heads: int | None = None) -> Conversion:
+    """Convert the ``state_dict`` of ``EomtForUniversalSegmentation`` or ``EomtDinov3ForUniversalSegmentation``.
+
+    Args:
+        state: source key -> tensor.
+        num_heads: as :func:`.official_eomt.to_mmseg`.
+
+    Raises:
+        UserError: lists missing and unknown keys, as the authors' code names them.
+    """
+    return official_eomt.to_mmseg(as_official(state), num_heads)
+
+
+def as_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors under the names of the authors' code."""
+    dinov2 = 'embeddings.position_embeddings.weight' in state
+    renamed = {}
+    for key, tensor in state.items():
+        for pattern, replacement in _RENAMED + (_DINOV2 if dinov2 else _DINOV3):
+            key = re.sub(pattern, replacement, key)
+        renamed[key] = tensor[None] if key == 'encoder.backbone.pos_embed' else tensor
+    return _packed(renamed) if dinov2 else renamed
+
+
+def _packed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Pack queries, keys and values, as timm does."""
+    for match in filter(None, map(_QUERIES.fullmatch, list(state))):
+        block, kind = match.groups()
+        keys = [f'{block}.attention.{name}_proj.{kind}' for name in 'qkv']
+        if all(key in state for key in keys):
+            state[f'{block}.attn.qkv.{kind}'] = torch.cat([state.pop(key) for key in keys])
+    return state
