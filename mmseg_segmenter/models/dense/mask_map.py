@@ -5,6 +5,7 @@ Shapes: n windows, Q queries, K classes, H x W pixels, h x w mask logits of a wi
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -61,7 +62,7 @@ class MaskMap(LogitMap):
     the masks of all queries exist for a tile only.
 
     Attributes:
-        logits: (n, h, Q, w) mask logits; windows row by row.
+        logits: (n, Q, h, w) mask logits; windows row by row.
         rows: from the rows of the windows to those of the image, the mean
             over windows included.
         columns: likewise.
@@ -93,41 +94,50 @@ class MaskMap(LogitMap):
     def tile(self, rows: slice, columns: slice) -> Tensor:
         """Return the scores (rows, K, columns) of a part of the image."""
         device = self.logits.device
-        from_rows, from_columns = (axis.inputs(part) for axis, part in ((self.rows, rows), (self.columns, columns)))
-        sums = self._sum_over_windows(from_rows, from_columns)  # (r, K, c)
+        sums = self._sum_over_windows(self.rows.inputs(rows), self.columns.inputs(columns))  # (K, r, c)
         with torch.autocast(device.type, enabled=False):
-            r, K, c = sums.shape
             row_scale, column_scale = self.rows.scale(rows, device), self.columns.scale(columns, device)
             if row_scale is not None and column_scale is not None:
-                return sums.mul_(row_scale[:, None, None] * column_scale)
-            row_matrix = self.rows.dense(rows, device).matrix
-            column_matrix = self.columns.dense(columns, device).matrix
-            part = (row_matrix @ sums.view(r, K * c)).view(-1, c) @ column_matrix.T
-        return part.view(-1, K, len(column_matrix))
+                if bool((self.rows.weight[rows] != 1).any() or (self.columns.weight[columns] != 1).any()):
+                    sums *= row_scale[:, None] * column_scale
+                return sums.transpose(0, 1)
+            part = sums @ self.columns.dense(columns, device).matrix.T
+            return (self.rows.dense(rows, device).matrix @ part).transpose(0, 1)
 
     def _sum_over_windows(self, rows: slice, columns: slice) -> Tensor:
-        """Return the scores (rows, K, columns) of pixels of the windows, added up where windows overlap."""
-        device, K = self.logits.device, self.classes.shape[1]
-        out = self.logits.new_zeros(rows.stop - rows.start, K, columns.stop - columns.start)
-        number = -1
-        for i in range(len(self.vertical.starts)):
-            for j in range(len(self.horizontal.starts)):
-                number += 1
-                vertical, horizontal = self.vertical.overlap(i, rows), self.horizontal.overlap(j, columns)
-                if vertical is None or horizontal is None:
-                    continue
-                masks = LogitMap(self.logits[number], self.vertical.window, self.horizontal.window)
-                part = masks.tile(vertical[1], horizontal[1]).sigmoid_()  # (r, Q, c)
-                with torch.autocast(device.type, enabled=False):
-                    out[vertical[0], :, horizontal[0]] += self.classes[number] @ part
+        """Return the scores (K, rows, columns) of pixels of the windows, added up where windows overlap."""
+        size = rows.stop - rows.start, columns.stop - columns.start
+        out: Tensor | None = None
+        for number, (i, j) in enumerate(product(range(len(self.vertical.starts)), range(len(self.horizontal.starts)))):
+            vertical, horizontal = self.vertical.overlap(i, rows), self.horizontal.overlap(j, columns)
+            if vertical is None or horizontal is None:
+                continue
+            part = self._window_scores(number, vertical[1], horizontal[1])
+            if out is None and part.shape[1:] == size:
+                out = part
+                continue
+            if out is None:
+                out = part.new_zeros(len(part), *size)
+            out[:, vertical[0], horizontal[0]] += part
+        assert out is not None  # windows leave no gaps
         return out
+
+    def _window_scores(self, number: int, rows: slice, columns: slice) -> Tensor:
+        """Return the scores (K, rows, columns) of some pixels of a window."""
+        masks, classes = self.logits[number], self.classes[number]
+        from_rows, row_matrix = self.vertical.window.dense(rows, masks.device)
+        from_columns, column_matrix = self.horizontal.window.dense(columns, masks.device)
+        with torch.autocast(masks.device.type, enabled=False):
+            part = row_matrix @ (masks[:, from_rows, from_columns] @ column_matrix.T)  # (Q, rows, columns)
+            scores = classes @ part.sigmoid_().flatten(1)
+        return scores.view(-1, len(row_matrix), len(column_matrix))
 
 
 class MergedMasks(NamedTuple):
     """Masks and classes of all windows of a batch of images.
 
     Attributes:
-        masks: (B, n, h, Q, w) logits.
+        masks: (B, n, Q, h, w) logits.
         classes: (B, n, K, Q) probabilities.
         vertical: rows of the windows.
         horizontal: columns of the windows.
@@ -166,7 +176,7 @@ def merge_masks(
     for batch, crops in grid.batches(inputs, batch_size):
         found = segment(crops, [i for i, _, _ in batch])
         dtype = torch.promote_types(found.masks.dtype, torch.float32)
-        masks.append(found.masks.to(dtype).transpose(1, 2).contiguous())  # (n, h, Q, w)
+        masks.append(found.masks.to(dtype).contiguous())  # (n, Q, h, w)
         classes.append(found.classes.to(dtype).mT.contiguous())  # (n, K, Q)
     h, w = found.masks.shape[2:]
     rows, columns = grid.to_windows((h, w), found.size, align_corners, crop_padding, dtype)
