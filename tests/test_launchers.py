@@ -9,6 +9,9 @@ import pytest
 
 TOOLS = Path(__file__).parent.parent / 'tools'
 
+# Arguments that a shell would split, expand or run.
+ODD = """a b'"$(touch hacked)`touch hacked`;*%s\\n[1] ü #.py"""
+
 pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='bash')
 
 
@@ -35,13 +38,17 @@ def call(tmp_path: Path):
 @pytest.mark.parametrize(
     ('script', 'arguments', 'tool'),
     [
-        ('dist_train.sh', ['a b.py', '2', '--work-dir', 'x y'], ['train.py', 'a b.py']),
-        ('dist_test.sh', ['a b.py', 'c.pth', '2', '--work-dir', 'x y'], ['test.py', 'a b.py', 'c.pth']),
-        ('dist_predict.sh', ['2', 'a b.py', 'c.pth', '--work-dir', 'x y'], ['predict.py', 'a b.py', 'c.pth']),
+        ('dist_train.sh', [ODD, '2', '--work-dir', f'x {ODD}'], ['train.py', ODD]),
+        ('dist_test.sh', [ODD, f'./-{ODD}.pth', '2', '--work-dir', f'x {ODD}'], ['test.py', ODD, f'./-{ODD}.pth']),
+        (
+            'dist_predict.sh',
+            ['2', ODD, f'./-{ODD}.pth', '--work-dir', f'x {ODD}'],
+            ['predict.py', ODD, f'./-{ODD}.pth'],
+        ),
     ],
 )
 def test_torchrun(call, script, arguments, tool):
-    end = [f'{TOOLS}/{tool[0]}', '--launcher', 'pytorch', *tool[1:], '--work-dir', 'x y']
+    end = [f'{TOOLS}/{tool[0]}', '--launcher', 'pytorch', *tool[1:], '--work-dir', f'x {ODD}']
     start = ['python', '-m', 'torch.distributed.run', '--nnodes=1', '--nproc_per_node=2']
     own = ['--node_rank=0', '--master_addr=127.0.0.1', '--master_port=29500', '--max_restarts=0']
     assert call(script, *arguments) == [*start, *own, *end]
@@ -60,12 +67,12 @@ def test_torchrun(call, script, arguments, tool):
 @pytest.mark.parametrize(
     ('script', 'arguments', 'tool'),
     [
-        ('slurm_train.sh', ['a b.py', '--work-dir', 'x y'], ['train.py', 'a b.py']),
-        ('slurm_test.sh', ['a b.py', 'c.pth', '--work-dir', 'x y'], ['test.py', 'a b.py', 'c.pth']),
+        ('slurm_train.sh', [ODD, '--work-dir', f'x {ODD}'], ['train.py', ODD]),
+        ('slurm_test.sh', [ODD, f'./-{ODD}.pth', '--work-dir', f'x {ODD}'], ['test.py', ODD, f'./-{ODD}.pth']),
     ],
 )
 def test_slurm(call, script, arguments, tool):
-    end = ['python', '-u', f'{TOOLS}/{tool[0]}', '--launcher', 'slurm', *tool[1:], '--work-dir', 'x y']
+    end = ['python', '-u', f'{TOOLS}/{tool[0]}', '--launcher', 'slurm', *tool[1:], '--work-dir', f'x {ODD}']
     start = ['srun', '-p', 'gpu', '--job-name=my job']
     sizes = ['--gres=gpu:8', '--ntasks=8', '--ntasks-per-node=8', '--cpus-per-task=5', '--kill-on-bad-exit=1']
     assert call(script, 'gpu', 'my job', *arguments) == [*start, *sizes, *end]
