@@ -19,6 +19,7 @@ from .config import (
 from .distributed import run
 from .guards import DataGuardHook, FiniteLossHook
 from .hooks import RequireAllWeightsHook
+from .mask_annealing import MaskAnnealingHook
 from .precision import enable_amp, enable_test_amp
 from .preemption import EXIT_CODE
 from .sharding import ShardedRunner, enable_sharding
@@ -30,6 +31,7 @@ __all__ = [
     'DataGuardHook',
     'FiniteLossHook',
     'LabelledPixelsHook',
+    'MaskAnnealingHook',
     'RequireAllWeightsHook',
     'SegmenterCheckpointHook',
     'ShardedRunner',
