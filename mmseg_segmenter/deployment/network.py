@@ -17,7 +17,7 @@ from mmseg.models.utils import Upsample
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..models.segmentors import Segmenter
+from ..models.segmentors import EoMT, Segmenter
 
 # Names of the dimensions of a tensor that may have any size.
 Dynamic = Mapping[int, str]
@@ -32,6 +32,10 @@ def check_exportable(model: Any) -> None:
     """
     if not isinstance(model, Segmenter):
         raise UserError(f'model.type={type(model).__name__}; only Segmenter and EncoderDecoder can be exported')
+    if isinstance(model, EoMT):
+        raise UserError(
+            'model.type=EoMT: its masks and classes cannot be exported, nor run in other runtimes than torch'
+        )
     head = type(model.decode_head)
     if head.predict is not BaseDecodeHead.predict or head.predict_by_feat is not BaseDecodeHead.predict_by_feat:
         raise UserError(f'decode_head.type={head.__name__} has inference of its own, which cannot be exported')

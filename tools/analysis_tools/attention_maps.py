@@ -8,6 +8,7 @@ Say what to draw, with one of these:
   %(prog)s CONFIG CHECKPOINT street.jpg --out a.png --patch 300,220 --layer 5 --head all
   %(prog)s CONFIG CHECKPOINT street.jpg --out b.png --cls --rollout
   %(prog)s CONFIG CHECKPOINT street.jpg --out c.png --class car            # mask transformer only
+  %(prog)s CONFIG CHECKPOINT street.jpg --out h.png --query 3              # EoMT only
   %(prog)s CONFIG CHECKPOINT street.jpg --out d.png --similarity 300,220
   %(prog)s CONFIG CHECKPOINT street.jpg --out e.png --pca
   %(prog)s CONFIG CHECKPOINT images/    --out f.png --distance
@@ -35,6 +36,7 @@ def parse_args() -> argparse.Namespace:
     what.add_argument('--patch', type=pixel, metavar='X,Y', help='attention of the patch at this pixel')
     what.add_argument('--cls', action='store_true', help='attention of the class token of the encoder')
     what.add_argument('--class', dest='class_name', metavar='NAME', help='attention of a class in the mask transformer')
+    what.add_argument('--query', type=int, metavar='N', help='attention of a query in the last blocks of an EoMT')
     what.add_argument(
         '--similarity', type=pixel, metavar='X,Y', help='cosine similarity of features to those of the patch here'
     )
@@ -57,13 +59,13 @@ def parse_args() -> argparse.Namespace:
         '--cfg-options', nargs='+', action='extend', metavar='KEY=VALUE', help='override config entries'
     )
     args = parser.parse_intermixed_args()  # the image may follow an option
-    attention = args.patch or args.cls or args.class_name
+    attention = args.patch or args.cls or args.class_name or args.query is not None
     if (args.rollout or args.head) and not attention:
-        parser.error(f'{"--rollout" if args.rollout else "--head"} needs --patch, --cls or --class')
+        parser.error(f'{"--rollout" if args.rollout else "--head"} needs --patch, --cls, --class or --query')
     if args.rollout and args.head not in (None, 'mean'):
         parser.error(f'--head {args.head} with --rollout, which averages over the heads')
     if args.layer is not None and (args.distance or args.class_similarity):
-        parser.error('--layer needs --patch, --cls, --class, --similarity or --pca')
+        parser.error('--layer needs --patch, --cls, --class, --query, --similarity or --pca')
     count = len(args.image)
     if args.class_similarity and count:
         parser.error('--class-similarity takes no image')
@@ -100,7 +102,7 @@ def main() -> None:
         elif args.pca:
             figures.save_colors(args.out, predictor, args.image[0], args.layer)
         else:
-            subject = figures.Subject(args.patch, args.cls, args.class_name)
+            subject = figures.Subject(args.patch, args.cls, args.class_name, args.query)
             figures.save_attention(args.out, predictor, args.image[0], subject, args.layer, args.head, args.rollout)
     print('wrote', args.out)
 

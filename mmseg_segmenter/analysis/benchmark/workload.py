@@ -24,6 +24,8 @@ from ...datasets.image_files import decode, read_file
 from ...deployment.runtimes import RuntimeNetwork, load_network, release_weights
 from ...engine.precision import compile_parts, enable_amp
 from ...errors import UserError
+from ...models.decode_heads.eomt_head import QueryLogits
+from ...models.segmentors import EoMT
 from .cases import DTYPES, VARIANTS, Case, Contender
 from .foreign import ForeignBackbone
 
@@ -191,7 +193,8 @@ class Workload:
         if isinstance(getattr(self.model, 'head_logits', None), RuntimeNetwork):
             return self.model.head_logits(inputs)
         if self.case.mode != 'backbone':
-            return self.model(inputs, mode='tensor')
+            output = self.model(inputs, mode='tensor')
+            return output.masks if isinstance(output, QueryLogits) else output
         output = self.model(inputs)
         return output[-1] if isinstance(output, tuple) else output
 
@@ -200,7 +203,7 @@ class Workload:
         """Return the labels of an image file at the size of the case, flattened."""
         image = _read_image(path, self.case.size)
         with self._precision():
-            if self.case.mode != 'forward':
+            if self.case.mode != 'forward' or isinstance(self.model, EoMT):
                 (result,) = self.model.test_step(dict(inputs=[image], data_samples=self._samples(self.case.size)[:1]))
                 labels: Tensor = result.pred_sem_seg.data
             else:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...errors import UserError
 from .layers import AttentionStack, Query, decoder_stack, encoder_stack
 
 
@@ -25,7 +26,8 @@ def encoder_attention(model: Any, inputs: Tensor, layer: int = -1, query: Query 
         layer: number of the block from 0; negative numbers count from the end.
         query: token(s) that attend, default all. The class token is 0. Patches
             are the last tokens, so ``(row - h) * w + column`` is the patch at
-            (row, column).
+            (row, column). In the last blocks of an ``EoMT``, the queries are
+            the first tokens, and the class token follows them.
 
     Returns:
         (B, H, N, N), from the token of a row to that of a column. With several
@@ -90,6 +92,8 @@ def attention_rollout(
     """
     stack = (decoder_stack if decoder else encoder_stack)(model, inputs)
     recorded = stack.record(0, stack.number(layer))
+    if recorded[0].tokens.shape != recorded[-1].tokens.shape:
+        raise UserError('no rollout through the last blocks of an EoMT, whose queries are not in front of them')
     B, N, _ = recorded[0].tokens.shape
     dtype = torch.promote_types(recorded[0].tokens.dtype, torch.float32)
     rows = torch.eye(N, dtype=dtype, device=inputs.device)[slice(None) if query is None else query]

@@ -23,6 +23,7 @@ from .classes import class_similarity
 from .distance import attention_distance, uniform_distance
 from .features import feature_colors, feature_similarity, patch_features
 from .image import NetworkImage, Patch, network_image
+from .layers import num_queries
 
 SUFFIXES = ('.png', '.pdf', '.svg', '.jpg')
 _SIDE = 1024  # larger images are shown at this size
@@ -30,17 +31,19 @@ _NAMED_CLASSES = 60  # more names would not be legible beside a matrix
 
 
 class Subject(NamedTuple):
-    """What attends: a pixel's patch, the class token, or a class of the mask transformer; just one of them.
+    """What attends: a pixel's patch, the class token, a class of the mask transformer or a query; just one of them.
 
     Attributes:
         pixel: (x, y) in the image.
         class_token: the class token of the encoder.
         class_name: name of a class.
+        query: number of a query of an EoMT.
     """
 
     pixel: tuple[float, float] | None = None
     class_token: bool = False
     class_name: str | None = None
+    query: int | None = None
 
 
 def save_attention(
@@ -76,8 +79,16 @@ def save_attention(
     elif subject.pixel is not None:
         patch = seen.patch_at(*subject.pixel)
         query, who = (patch.row - h) * w + patch.column, f'patch at {subject.pixel[0]:g},{subject.pixel[1]:g}'
+    elif subject.query is not None:
+        count = num_queries(model, layer)
+        if not 0 <= subject.query < count:
+            raise UserError(
+                f'query={subject.query} in layer {layer}; expected a number below the queries there, {count}: only the '
+                'last blocks of an EoMT have them'
+            )
+        query, who = subject.query, f'query {subject.query}'
     elif getattr(model.backbone, 'with_cls_token', True):
-        query, who = 0, 'class token'
+        query, who = num_queries(model, layer), 'class token'
     else:
         raise UserError(f'the backbone {type(model.backbone).__name__} has no class token in its blocks')
     if rollout:

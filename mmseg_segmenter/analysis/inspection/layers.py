@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...errors import UserError
 from ...models.layers import PackedSelfAttention, Rope
+from ...models.segmentors import EoMT
 from .recording import record
 
 # Rows of an attention matrix: one (the axis of the rows is dropped), several, or (None) all.
@@ -115,10 +116,27 @@ def encoder_stack(model: Any, inputs: Tensor) -> AttentionStack:
         UserError: the backbone has no blocks with self-attention.
     """
     backbone = model.backbone
-    # forward() of the class: hooks are not called in a compiled module.
-    return AttentionStack(
-        'encoder', _attention_layers(backbone, 'backbone'), lambda: type(backbone).forward(backbone, inputs)
-    )
+
+    def run() -> Any:
+        if isinstance(model, EoMT):
+            return model.extract_feat(inputs)  # with the queries
+        # forward() of the class: hooks are not called in a compiled module.
+        return type(backbone).forward(backbone, inputs)
+
+    return AttentionStack('encoder', _attention_layers(backbone, 'backbone'), run)
+
+
+def num_queries(model: Any, layer: int) -> int:
+    """Return how many queries are in front of the tokens in a layer of the encoder: those of an EoMT in its last ones.
+
+    Args:
+        model: segmentor.
+        layer: as :func:`.encoder_attention`.
+    """
+    if not isinstance(model, EoMT):
+        return 0
+    depth, head = model.backbone.num_layers, model.decode_head
+    return int(head.num_queries) if layer % depth >= depth - head.num_blocks else 0
 
 
 def decoder_stack(model: Any, inputs: Tensor) -> AttentionStack:
