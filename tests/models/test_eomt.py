@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
+from allocations import LargestTensor
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
@@ -13,7 +14,7 @@ from tiny_eomt import official, official_model, tiny_eomt
 from torch.testing import assert_close
 
 from mmseg_segmenter.errors import UserError
-from mmseg_segmenter.models.dense import logit_map, probability_map, window_starts
+from mmseg_segmenter.models.dense import argmax_labels, logit_map, probability_map, window_starts
 from mmseg_segmenter.models.layers import Rope
 
 SIZES = [('dinov2', '64x64'), ('dinov3', '64x64'), ('dinov3', '64x96')]
@@ -251,3 +252,12 @@ def test_other_heads_are_refused():
         MODELS.build(
             dict(type='EoMT', backbone=backbone, decode_head=dict(type='LinearHead', in_channels=16, num_classes=4))
         )
+
+
+def test_masks_of_all_queries_exist_for_a_tile_only():
+    model = tiny_eomt(SLIDE, head=dict(num_queries=20, num_classes=30))
+    image = torch.randn(1, 3, 256, 512)
+    with torch.no_grad(), LargestTensor() as largest:
+        (logit_map_of_image,) = model.logit_maps(image)
+        argmax_labels([logit_map_of_image])
+    assert largest.numel < 30 * 256 * 512 / 4
