@@ -1,21 +1,23 @@
 """Against timm itself, where it can be imported.
 
-timm is no test dependency: it imports torchvision, of which not every torch has a build. Elsewhere the forward passes
-in verify.py stand in for it.
+timm is no test dependency, because it would install torchvision, of which not every torch has a build:
+``pip install --no-deps timm huggingface_hub safetensors``. Elsewhere the forward passes in verify.py stand in for it.
 """
 
 from pathlib import Path
 
 import pytest
 import torch
+from fake_torchvision import fake_torchvision
+from mmseg.registry import MODELS
 from torch.testing import assert_close
 
 from mmseg_segmenter import SegmenterViT
 from mmseg_segmenter.checkpoints import convert
 from mmseg_segmenter.checkpoints.formats import timm as layout
 
-# ImportError: timm without torchvision is a missing module too
-timm = pytest.importorskip('timm', exc_type=ImportError)
+with fake_torchvision():
+    timm = pytest.importorskip('timm', exc_type=ImportError)
 
 NPZ = Path(__file__).parents[1] / 'data' / 'augreg_tiny_i21k.npz'
 EPS = dict(norm_cfg=dict(type='LN', eps=1e-6))
@@ -86,8 +88,44 @@ def test_absent_qkv_bias_gives_equal_tokens(tmp_path):
     assert_close(feature_map.flatten(2).transpose(1, 2), tokens, atol=1e-12, rtol=0)
 
 
-def test_flexivit_is_refused(tmp_path):
-    theirs = timm.create_model('flexivit_small', depth=1, img_size=240)
-    torch.save(theirs.state_dict(), tmp_path / 'timm.pth')
-    with pytest.raises(ValueError, match='its 225 rows are a 15x15 grid of patches and leave none for the class token'):
-        convert.read_encoder(str(tmp_path / 'timm.pth'))
+def test_position_embedding_without_a_row_for_the_class_token():
+    """FlexiViT."""
+    theirs = random(timm.create_model('flexivit_small', depth=2, img_size=64)).double()
+    encoder = convert.to_encoder('timm', theirs.state_dict())
+    assert encoder.backbone['cls_pos_embed'] is False
+    ours = MODELS.build(encoder.backbone).double().eval()
+    ours.load_state_dict(encoder.conversion.state_dict, strict=True)
+    image = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        tokens = theirs.forward_features(image)[:, 1:]
+        feature_map = ours(image)[0]
+    assert tokens.abs().max() > 1
+    assert_close(feature_map.flatten(2).transpose(1, 2), tokens, atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ('name', 'prefix', 'atol'),
+    [
+        ('vit_small_patch14_dinov2', 1, 1e-11),
+        ('vit_small_patch14_reg4_dinov2', 5, 1e-11),
+        ('deit3_small_patch16_224', 1, 1e-11),
+        ('vit_small_patch16_dinov3', 5, 1e-4),  # timm computes the angles in float32
+        ('vit_small_patch16_dinov3_qkvb', 5, 1e-4),
+        ('vit_small_plus_patch16_dinov3', 5, 1e-4),
+    ],
+)
+def test_newer_models(name, prefix, atol):
+    """At the size of the position embedding; timm resizes others in its own way."""
+    size = 70 if 'patch14' in name else 64
+    options = {} if 'dinov3' in name else dict(img_size=size)
+    theirs = random(timm.create_model(name, depth=2, **options)).double()
+    encoder = convert.to_encoder('timm', theirs.state_dict())
+    ours = MODELS.build(dict(encoder.backbone, output_cls_token=True)).double().eval()
+    ours.load_state_dict(encoder.conversion.state_dict, strict=True)
+    image = torch.randn(2, 3, size, size, dtype=torch.float64)
+    with torch.no_grad():
+        tokens = theirs.forward_features(image)
+        feature_map, cls_token = ours(image)[0]
+    assert tokens.abs().max() > 1
+    assert_close(feature_map.flatten(2).transpose(1, 2), tokens[:, prefix:], atol=atol, rtol=0)
+    assert_close(cls_token, tokens[:, 0], atol=atol, rtol=0)
