@@ -18,7 +18,6 @@ from mmseg.structures import SegDataSample
 from zoo import CONFIGS as MMSEG
 from zoo import heads, read_config, shrink, shrink_images, without_scopes
 
-from mmseg_segmenter.checkpoints.download import PREFIX
 from mmseg_segmenter.engine import load_config
 
 ROOT = Path(__file__).parent.parent / 'configs'
@@ -194,7 +193,7 @@ def check_pretrained(name, checkpoint, patch):
     if 'deit' in name or f'{letter}_{patch}' in ('Ti_8', 'S_8', 'L_32'):
         assert checkpoint.startswith('pretrain/') and '384' in checkpoint
         return
-    assert checkpoint.startswith(f'{PREFIX}{letter}_{patch}-i21k-300ep-lr_0.001-aug_')
+    assert checkpoint.startswith(f'augreg://{letter}_{patch}-i21k-300ep-lr_0.001-aug_')
     assert checkpoint.endswith('-res_224' if patch == 8 else '-res_384')
 
 
