@@ -1,5 +1,5 @@
 import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -84,15 +84,23 @@ def test_reads_back_through_mmseg(tmp_path):
         (['--size', '64'], "'64'; expected HxW"),
     ],
 )
-def test_wrong_arguments(tmp_path, args, message):
+def test_wrong_arguments(tmp_path, monkeypatch, capsys, args, message):
     out = tmp_path / 'out'
-    result = subprocess.run([sys.executable, TOOL, out, *args], capture_output=True, text=True)
-    assert result.returncode != 0 and message in result.stderr and 'Traceback' not in result.stderr
+    assert message in refusal(monkeypatch, capsys, out, *args)
     assert not out.exists()
 
 
-def test_existing_data_is_kept(tmp_path):
+def test_existing_data_is_kept(tmp_path, monkeypatch, capsys):
     (tmp_path / 'images').mkdir()
-    result = subprocess.run([sys.executable, TOOL, tmp_path], capture_output=True, text=True)
-    assert result.returncode != 0 and 'images exists; remove it or choose another folder' in result.stderr
+    message = refusal(monkeypatch, capsys, tmp_path)
+    assert 'images exists; remove it or choose another folder' in message
     assert list(tmp_path.rglob('*')) == [tmp_path / 'images']
+
+
+def refusal(monkeypatch, capsys, *args):
+    """Run the tool, which is to refuse, and return what it prints."""
+    monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, args)])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(TOOL), run_name='__main__')
+    assert stop.value.code not in (0, None)
+    return f'{stop.value.code}\n{capsys.readouterr().err}'
