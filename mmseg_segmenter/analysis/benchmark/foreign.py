@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
@@ -96,7 +97,7 @@ def _timm_vit(backbone: ConfigDict, size: tuple[int, int]) -> nn.Module:
 def _transformers_vit(backbone: ConfigDict, size: tuple[int, int]) -> nn.Module:
     from transformers import ViTConfig, ViTModel
 
-    config = ViTConfig(
+    options: dict[str, Any] = dict(  # not all are arguments of ViTConfig by its types
         image_size=size,
         patch_size=backbone.patch_size,
         hidden_size=backbone.embed_dims,
@@ -106,7 +107,7 @@ def _transformers_vit(backbone: ConfigDict, size: tuple[int, int]) -> nn.Module:
         layer_norm_eps=_norm_eps(backbone),
         attn_implementation='sdpa',
     )
-    return ViTModel(config, add_pooling_layer=False)
+    return ViTModel(ViTConfig(**options), add_pooling_layer=False)
 
 
 def _norm_eps(backbone: ConfigDict) -> float:
