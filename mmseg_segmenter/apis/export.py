@@ -18,7 +18,7 @@ from ..deployment import HeadLogits, ImageNetwork, probe_sizes, to_onnx, to_open
 from ..deployment.check import Agreement, compare, judge
 from ..deployment.files import SUFFIXES, Network, check_format, write_network
 from ..deployment.quantize import linear_layers, quantize
-from ..errors import UserError
+from ..errors import UserError, describe
 from ..evaluation.confusion_matrix import class_scores, count_pairs, mean_score
 from ..files import check_destination, refuse_existing
 from ..models.dense import check_finite_logits
@@ -198,7 +198,7 @@ def _check_sizes(network: Network, reference: ImageNetwork, predictor: Predictor
         except Exception as error:  # of many classes
             raise UserError(
                 f'--dynamic: with {backbone} and {head} the file does not work at all sizes, '
-                f'such as {height}x{width}; export it at one size ({str(error).strip().splitlines()[0]})'
+                f'such as {height}x{width}; export it at one size ({describe(error)})'
             ) from error
 
 

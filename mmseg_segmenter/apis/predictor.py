@@ -22,7 +22,7 @@ from ..datasets.image_files import MAX_PIXELS
 from ..deployment.runtimes import check_precision, load_network, release_weights
 from ..engine import registry_errors
 from ..engine.precision import DTYPES, check_cpu_precision, compile_parts
-from ..errors import UserError
+from ..errors import UserError, describe
 from ..models.dense import LogitMap, check_finite, confidence_map, identity, label_map, probability_map
 from ..models.segmentors import Segmenter
 from ..visualization.sheet import to_rgb
@@ -271,7 +271,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(get_device() if name == 'auto' else name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # unknown, not built into torch, or not there
-        raise UserError(f'device={name!r}: {str(error).splitlines()[0]}') from None
+        raise UserError(f'device={name!r}: {describe(error)}') from None
     return device
 
 

@@ -16,7 +16,7 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.utils import Upsample
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, describe
 from ..models.segmentors import EoMT, Segmenter
 
 # Names of the dimensions of a tensor that may have any size.
@@ -234,7 +234,7 @@ def trace(module: nn.Module, example: Tensor, dynamic: Dynamic | None = None) ->
     except Exception as error:  # torch raises errors of many classes
         if not dynamic:
             raise
-        reason = str(error).strip().splitlines()[0]
+        reason = describe(error)
         raise UserError(
             f'the model cannot be traced with free {", ".join(dynamic.values())}; export it at one size ({reason})'
         ) from error

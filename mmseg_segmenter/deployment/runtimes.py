@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import MissingFileError, UserError
+from ..errors import MissingFileError, UserError, describe
 from ..models.dense import check_finite_logits
 from .check import TOLERANCES
 from .formats.onnx import to_onnx
@@ -178,7 +178,7 @@ def _in_onnxruntime(model: Any, precision: str, file: str | None) -> _Loaded:
         except Exception as error:  # of many classes
             if file is None:
                 raise
-            raise UserError(f'{file}: onnxruntime cannot load it: {_first_line(error)}') from None
+            raise UserError(f'{file}: onnxruntime cannot load it: {describe(error)}') from None
 
     def port(node: Any) -> _Port:
         shape = tuple(side if isinstance(side, int) else None for side in node.shape)
@@ -198,7 +198,7 @@ def _in_openvino(model: Any, precision: str, file: str | None) -> _Loaded:
         try:
             network = core.read_model(file)
         except Exception as error:  # of many classes
-            raise UserError(f'{file}: OpenVINO cannot load it: {_first_line(error)}') from None
+            raise UserError(f'{file}: OpenVINO cannot load it: {describe(error)}') from None
     capabilities = core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
     if precision == 'int8':
         _check_quantised(file, any(op.get_type_name() == 'FakeQuantize' for op in network.get_ops()))
@@ -285,7 +285,7 @@ def _check_sizes(network: RuntimeNetwork, model: Any, runtime: str, precision: s
                 '' if difference <= TOLERANCES[precision] else f'logits differ by {difference:.2g} standard deviations'
             )
         except Exception as error:  # of many classes
-            reason = _first_line(error)
+            reason = describe(error)
         if reason:
             raise UserError(
                 f'runtime={runtime!r} does not compute {type(model.decode_head).__name__} at all sizes, such as '
@@ -295,7 +295,3 @@ def _check_sizes(network: RuntimeNetwork, model: Any, runtime: str, precision: s
 
 def _text(shape: Sequence[int | None]) -> str:
     return 'x'.join('?' if side is None else str(side) for side in shape)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -11,7 +11,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor
 
 from ...engine.random_state import seeded_random
-from ...errors import UserError
+from ...errors import UserError, describe
 from .key import read_index
 
 _PER_FOLDER = 1000
@@ -104,7 +104,7 @@ class CachedFeatures:
             content = torch.load(path, weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise UserError(
-                f'{path} cannot be read: {str(error).splitlines()[0]}; remove it and run tools/cache_features.py again'
+                f'{path} cannot be read: {describe(error)}; remove it and run tools/cache_features.py again'
             ) from None
         labels = content['labels'].long()[None]
         size = tuple(labels.shape[1:])
