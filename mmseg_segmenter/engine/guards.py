@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError
-from ..files import replace_file
+from ..files import replace_file, write_text
 from ..labels import num_labels
 from .precision import segmentor_of
 
@@ -165,7 +165,7 @@ class DataGuardHook(Hook):
             with open(path, encoding='utf-8') as file:
                 everywhere.update(line.rstrip('\n') for line in file)
         reasons = sorted(everywhere)
-        replace_file(path, partial(_write_lines, reasons))
+        replace_file(path, partial(write_text, text=''.join(f'{reason}\n' for reason in reasons)))
         shown = ''.join(f'\n  {reason}' for reason in reasons[:_MAX_LISTED])
         more = f'\n  ... (all are in {path})' if len(reasons) > _MAX_LISTED else ''
         runner.logger.info(f'{len(reasons)} bad samples were skipped, and others taken in their place{shown}{more}')
@@ -173,11 +173,6 @@ class DataGuardHook(Hook):
 
 def _list_of(runner: Runner) -> str:
     return os.path.join(runner.work_dir, 'bad_samples.txt')
-
-
-def _write_lines(lines: Sequence[str], path: str) -> None:
-    with open(path, 'w', encoding='utf-8') as file:
-        file.writelines(f'{line}\n' for line in lines)
 
 
 def _check_classes(runner: Runner) -> None:
