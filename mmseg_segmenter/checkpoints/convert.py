@@ -97,20 +97,30 @@ def read_encoder(path: str, num_heads: int | None = None) -> Encoder:
 
 
 def _heads_of_config(path: str) -> int | None:
-    """Return the number of heads in the ``config.json`` that transformers writes beside its weights, or None."""
+    heads = transformers_config(path).get('num_attention_heads')
+    return heads if isinstance(heads, int) and heads > 0 else None
+
+
+def transformers_config(path: str) -> Mapping[str, Any]:
+    """Return the ``config.json`` that transformers writes beside its weights, or an empty one.
+
+    Args:
+        path: of the weights, as :func:`~mmseg_segmenter.checkpoints.read.local_path`.
+
+    Raises:
+        UserError: it is too large, or not JSON.
+    """
     config = os.path.join(os.path.dirname(local_path(path)), 'config.json')
     if not os.path.isfile(config):
-        return None
+        return {}
     if os.path.getsize(config) > _LONGEST_CONFIG:
         raise UserError(f'{config} has {os.path.getsize(config):,} bytes, expected at most {_LONGEST_CONFIG:,}')
     try:
         with open(config, encoding='utf-8') as file:
-            heads = json.load(file).get('num_attention_heads')
-    except AttributeError:  # JSON of something else
-        return None
+            content = json.load(file)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f'{config} is not readable as JSON ({describe(error)}); correct or remove it') from None
-    return heads if isinstance(heads, int) and heads > 0 else None
+    return content if isinstance(content, Mapping) else {}  # JSON of something else
 
 
 def to_encoder(source: str, tensors: Mapping[str, Tensor], num_heads: int | None = None) -> Encoder:

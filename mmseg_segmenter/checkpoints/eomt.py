@@ -1,8 +1,6 @@
 """Convert checkpoints of EoMT (tue-mps/eomt, or transformers) to mmseg's layout, and back."""
 
-import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +10,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..files import refuse_existing, write_atomically, write_checkpoint
 from .architecture import Architecture, read_architecture, standard_heads, value_warnings
-from .convert import read_encoder
+from .convert import read_encoder, transformers_config
 from .formats import official_eomt, transformers_eomt
 from .keymap import Conversion
 from .read import provenance, read_tensors
@@ -97,7 +95,7 @@ def read_eomt(
         UserError: names the file and what is wrong: another layout, deltas without base, or a base of another size.
     """
     tensors = read_tensors(source)
-    config = _config(source)
+    config = transformers_config(source)
     if official_eomt.detect(tensors):
         weights, from_transformers = official_eomt.network(tensors), False
     elif transformers_eomt.detect(tensors):
@@ -131,16 +129,6 @@ def read_eomt(
     if base is not None:
         weights = official_eomt.network(official_eomt.from_mmseg(state))
     return EoMTCheckpoint(source, weights, conversion, architecture, eps, base)
-
-
-def _config(source: str) -> Mapping[str, Any]:
-    """Return the ``config.json`` that transformers writes beside its weights, or an empty one."""
-    try:
-        with open(os.path.join(os.path.dirname(source), 'config.json'), encoding='utf-8') as file:
-            config = json.load(file)
-    except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, Mapping) else {}
 
 
 def _add_base(conversion: Conversion, source: str, base: str, num_heads: int) -> None:
