@@ -19,7 +19,7 @@ from typing import IO, Any, ClassVar
 
 import numpy as np
 
-from ..errors import describe
+from ..errors import UserError, describe
 
 _CHUNK = 1 << 20
 # A compressed archive may unpack to this many times its size, or to _SMALL bytes. Weights shrink by a tenth at best.
@@ -193,14 +193,40 @@ def _check_legacy_torch(file: IO[bytes], size: int) -> Format:
     return Format.TORCH
 
 
+def read_index(path: str) -> dict[str, str]:
+    """Return which file beside an index of shards holds each tensor.
+
+    Args:
+        path: of the index.
+
+    Raises:
+        UserError: it is no index, or names something else than a file beside it.
+        OSError: it cannot be opened.
+    """
+    try:
+        with open(path, 'rb') as file:
+            weight_map = _weight_map(file)
+    except (DamagedError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f'{path} is not an index of shards ({describe(error)})') from None
+    for name in set(weight_map.values()):
+        if os.path.basename(name) != name or name.endswith('.json') or name in ('', '.', '..'):
+            raise UserError(f'{path}: shard {name!r}; expected the name of a file beside the index')
+    return weight_map
+
+
 def _check_index(file: IO[bytes]) -> Format:
+    _weight_map(file)
+    return Format.INDEX
+
+
+def _weight_map(file: IO[bytes]) -> dict[str, str]:
     if file.seek(0, os.SEEK_END) > _LONGEST_HEADER:
         raise DamagedError('it is too large for an index')
     file.seek(0)
     weight_map = json.load(file).get('weight_map')
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise DamagedError('it is JSON without a "weight_map" of file names')
-    return Format.INDEX
+    return weight_map
 
 
 def check_pickle(content: bytes) -> None:

@@ -5,7 +5,6 @@ Everything in the package that reads weights reads them here: the converters, an
 Nothing in a file is executed.
 """
 
-import json
 import os
 import pickle
 import re
@@ -21,7 +20,7 @@ from torch import Tensor
 from .. import __version__
 from ..errors import FileAccessError, MissingFileError, MissingPackageError, NotAFileError, UserError, describe
 from .download import fetch
-from .integrity import DamagedError, Format, check_file, file_digest
+from .integrity import DamagedError, Format, check_file, file_digest, read_index
 from .released import find
 
 _SUFFIXES = {
@@ -207,12 +206,9 @@ def _read_shards(source: str, index: str) -> dict[str, Tensor]:
         source: path or URL of the index. The shards are beside it.
         index: path of the index.
     """
-    with open(index, encoding='utf-8') as file:
-        weight_map: dict[str, str] = json.load(file)['weight_map']
+    weight_map = read_index(index)
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(weight_map.values())):
-        if os.path.basename(name) != name or name.endswith('.json') or name in ('', '.', '..'):
-            raise UserError(f'{index}: shard {name!r}; expected the name of a file beside the index')
         is_url = source.startswith(_URLS)
         shard = read_tensors(urljoin(source, name) if is_url else os.path.join(os.path.dirname(index), name))
         missing = [key for key, file_name in weight_map.items() if file_name == name and key not in shard]

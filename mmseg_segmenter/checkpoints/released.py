@@ -6,13 +6,13 @@ Environment variables:
 """
 
 import glob
-import json
 import os
 import re
 from collections.abc import Callable
 
 from ..errors import MissingFileError, UserError
 from .download import DownloadError, cache_folder, download
+from .integrity import read_index
 
 _AUGREG = 'https://storage.googleapis.com/vit_models/augreg'
 _DINOV2 = 'https://dl.fbaipublicfiles.com/dinov2'
@@ -40,10 +40,10 @@ def find(name: str) -> str | None:
         UserError: the name is malformed or not known.
         FileAccessError: the cache folder cannot be made.
     """
-    scheme, separator, rest = name.partition('://')
-    if not separator or f'{scheme}://' not in SCHEMES:
-        return None
-    return SCHEMES[f'{scheme}://'](rest)
+    for scheme, locate in SCHEMES.items():
+        if name.startswith(scheme):
+            return locate(name.removeprefix(scheme))
+    return None
 
 
 def augreg(name: str) -> str:
@@ -195,13 +195,9 @@ def _shards(path: str) -> list[str]:
     """
     if not path.endswith('.index.json'):
         return []
-    try:
-        with open(path, encoding='utf-8') as file:
-            names = sorted(set(json.load(file)['weight_map'].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(f'{path} is not an index of shards') from None
-    for name in names:
-        if not isinstance(name, str) or not re.fullmatch(r'[\w-][\w.-]*', name, re.ASCII):
+    names = sorted(set(read_index(path).values()))
+    for name in names:  # they become parts of URLs
+        if not re.fullmatch(r'[\w-][\w.-]*', name, re.ASCII):
             raise UserError(f'{path}: shard {name!r}; expected the name of a file beside the index')
     return names
 
