@@ -61,17 +61,18 @@ def rules(dinov3: bool, swiglu: bool = False) -> list[Rule]:
     """Return the rules of all tensors of the network."""
     if not dinov3:
         return [rule.below(_ENCODER, 'backbone.') for rule in timm.rules(swiglu)] + HEAD_RULES
-    encoder = []
+    encoder, names = [], {new: old for old, new in _RENAMED.items()}
     for rule in transformers_dinov3.rules(swiglu):
-        sources = tuple(_renamed(key) for key in rule.sources)
+        sources = tuple(_renamed(key, names) for key in rule.sources)
         encoder.append(invertible(replace(rule, sources=sources)).below(_ENCODER, 'backbone.'))
     return encoder + HEAD_RULES
 
 
-def _renamed(key: str) -> str:
-    for theirs, transformers in _RENAMED.items():
-        if key.startswith(transformers):
-            return theirs + key.removeprefix(transformers)
+def _renamed(key: str, names: Mapping[str, str]) -> str:
+    """Replace the beginning of a key that is in ``names``."""
+    for old, new in names.items():
+        if key.startswith(old):
+            return new + key.removeprefix(old)
     return key
 
 
@@ -151,12 +152,7 @@ def reference_logits(
         (B, Q, H / 4, W / 4) mask logits and (B, Q, K + 1) class logits.
     """
     if is_dinov3(weights):
-        encoder = {}
-        for key, tensor in weights.items():
-            name = key.removeprefix(_ENCODER)
-            for theirs, transformers in _RENAMED.items():
-                name = name.replace(theirs, transformers, 1) if name.startswith(theirs) else name
-            encoder[name] = tensor
+        encoder = {_renamed(key.removeprefix(_ENCODER), _RENAMED): tensor for key, tensor in weights.items()}
         vit = transformers_dinov3.plain_vit(encoder, num_heads, eps)
     else:
         vit = timm.plain_vit(weights, eps, 'reg_token', _ENCODER)
