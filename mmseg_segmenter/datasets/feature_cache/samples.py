@@ -42,7 +42,7 @@ class FixedVariants:
 
     @property
     def metainfo(self) -> dict[str, Any]:
-        """Of the dataset: classes and palette."""
+        """Classes and palette of the dataset."""
         return dict(self.dataset.metainfo)
 
     def full_init(self) -> None:
@@ -84,7 +84,7 @@ class CachedFeatures:
 
     @property
     def metainfo(self) -> dict[str, Any]:
-        """Of the dataset whose features these are."""
+        """Classes and palette of the dataset whose features these are."""
         return dict(self.index['metainfo'])
 
     def full_init(self) -> None:
