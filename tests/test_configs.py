@@ -27,6 +27,7 @@ PUBLISHED = [c for c in CONFIGS if '160k' in c or '80k' in c]
 FOUNDATION = [c for c in CONFIGS if re.search('_(dinov2|dinov3|deit3|mae)-.*_ade20k', c)]
 SEGMENTER = [c for c in PUBLISHED if c.startswith('segmenter/') and c not in FOUNDATION]
 SETR = [c for c in PUBLISHED if c.startswith('setr/')]
+EOMT = [c for c in CONFIGS if c.startswith('eomt/')]
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 # Classes, iterations, batch size, lr0, image size and crop, from the official segm/config.yml and segm/data/config.
 RECIPES = {
@@ -58,7 +59,7 @@ def patch_of(name):
 
 
 def test_the_matrix_is_complete():
-    assert len(CONFIGS) == len(SEGMENTER) + len(SETR) + len(FOUNDATION) + 10
+    assert len(CONFIGS) == len(SEGMENTER) + len(SETR) + len(FOUNDATION) + len(EOMT) + 10
     assert [sum(dataset_of(c) == d for c in SEGMENTER) for d in RECIPES] == [19, 5, 4, 2, 5]
     assert [sum(dataset_of(c) == d for c in SETR) for d in RECIPES] == [3, 0, 3, 0, 3]
     assert [sum(f'_{f}-' in c for c in FOUNDATION) for f in ('dinov2', 'dinov3', 'deit3', 'mae')] == [14, 12, 2, 2]
@@ -95,7 +96,10 @@ def test_builds_and_steps(name):
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     losses = model.train_step(data, wrapper)
     assert torch.isfinite(losses['loss'])
-    assert len([key for key in losses if 'loss_ce' in key]) == len(heads(cfg.model))
+    if cfg.model.type == 'EoMT':  # one in front of each block with queries, and one at the end
+        assert len([key for key in losses if 'loss_class' in key]) == cfg.model.decode_head.num_blocks + 1
+    else:
+        assert len([key for key in losses if 'loss_ce' in key]) == len(heads(cfg.model))
     frozen = cfg.model.backbone.get('frozen_exclude') == []
     assert torch.equal(before, weight) == frozen
     model.eval()

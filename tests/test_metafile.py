@@ -8,6 +8,7 @@ import yaml
 from zoo import CONFIGS as MMSEG
 
 ROOT = Path(__file__).parent.parent
+FOLDERS = ('segmenter', 'setr', 'eomt')
 METRICS = ('mIoU', 'mIoU(ms+flip)')
 NUMBERS = re.compile(r'\b(official|paper|authors|mmseg) (\d+(?:\.\d+)?|-) / (\d+(?:\.\d+)?|-)')
 INDEX = yaml.safe_load((ROOT / 'model-index.yml').read_text())
@@ -29,12 +30,10 @@ def numbers(text):
 
 
 def test_every_published_experiment_has_an_entry():
-    configs = {
-        p.relative_to(ROOT).as_posix() for f in ('segmenter', 'setr') for p in (ROOT / 'configs' / f).glob('*.py')
-    }
+    configs = {p.relative_to(ROOT).as_posix() for f in FOLDERS for p in (ROOT / 'configs' / f).glob('*.py')}
     unpublished = {config for config in configs if 'Not a published experiment' in header(config)}
     # on CamVid, shapes and own data, the 59 classes, and the Mask Transformer on other pretraining
-    assert len(unpublished) == 12 + 16
+    assert len(unpublished) == 13 + 16
     assert sorted(entry['Config'] for entry in ENTRIES) == sorted(configs - unpublished)
 
 
@@ -72,7 +71,9 @@ def test_numbers_of_mmseg_are_in_its_metafiles():
 def test_model_zoo_agrees():
     """docs/model_zoo.md lists every config once, with its numbers."""
     by_name = {Path(entry['Config']).name: entry['Published'] for entry in ENTRIES}
-    rows = re.findall(r'^\| `((?:segmenter|setr)_\S+\.py)` \|(.*)\|$', (ROOT / 'docs/model_zoo.md').read_text(), re.M)
+    rows = re.findall(
+        r'^\| `((?:segmenter|setr|eomt)_\S+\.py)` \|(.*)\|$', (ROOT / 'docs/model_zoo.md').read_text(), re.M
+    )
     listed = []
     compared = 0
     for pattern, rest in rows:
@@ -87,4 +88,4 @@ def test_model_zoo_agrees():
             else:
                 assert not by_name.get(name), name
     assert compared >= 12
-    assert sorted(listed) == sorted(p.name for f in ('segmenter', 'setr') for p in (ROOT / 'configs' / f).glob('*.py'))
+    assert sorted(listed) == sorted(p.name for f in FOLDERS for p in (ROOT / 'configs' / f).glob('*.py'))

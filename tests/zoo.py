@@ -46,11 +46,11 @@ def heads(model: ConfigDict) -> list[ConfigDict]:
 
 
 def shrink(cfg: Config) -> Config:
-    """Cut width and depth of the model, in place. As many blocks stay as there are outputs, 2 if there is one."""
+    """Cut width and depth of the model, in place. As many blocks stay as have outputs or queries, otherwise 2."""
     model = cfg.model
     model.pretrained = None
     outs = model.backbone.get('out_indices', -1)
-    depth = 2 if isinstance(outs, int) else len(outs)
+    depth = model.decode_head.get('num_blocks', 2) if isinstance(outs, int) else len(outs)
     model.backbone.update(embed_dims=WIDTH, num_heads=2, num_layers=depth, pretrained=None, init_cfg=None)
     if not isinstance(outs, int):
         model.backbone.out_indices = tuple(range(depth))
