@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One thread per process: with as many threads as cores in each, they would wait for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4
 
-.PHONY: help venv demo quick test slow faults lint
+.PHONY: help venv demo quick test slow faults docs lint
 
 help: ## List what make can do
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,9 @@ slow: venv ## Run the slow tests, one after the other
 
 faults: venv ## Inject the faults of docs/reliability.md (about an hour)
 	set -e; for script in tests/faults/[a-z]*.py; do echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script; done
+
+docs: venv ## Build the pages of docs/ with the API reference into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 lint: venv ## Check style, types, spelling and shell scripts
 	$(BIN)/ruff check

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.config import Config, DictAction
+from mmengine.utils import import_modules_from_strings
 
 from ..errors import MissingFileError, NotAFileError, UserError
 from ..files import check_folder
@@ -47,6 +48,11 @@ def load_config(
             cfg.merge_from_dict({key: value})
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise UserError(f'--cfg-options {key}={value!r} does not fit {path}: {error}') from error
+    if any(key.split('.')[0] == 'custom_imports' for key in options):  # mmengine imports those of the file only
+        try:
+            import_modules_from_strings(**cfg.custom_imports)
+        except ImportError as error:
+            raise UserError(f'--cfg-options: {_reason(error)}') from error
     name = os.path.splitext(os.path.basename(path))[0]
     cfg.work_dir = work_dir or cfg.get('work_dir') or os.path.join('work_dirs', name)
     return cfg

@@ -1,9 +1,12 @@
+import sys
+
 import pytest
 from mmengine.config import Config
 from mmseg.registry import HOOKS
 
 from mmseg_segmenter import SegmenterVisualizationHook, engine
 from mmseg_segmenter.datasets.shapes import make_shapes
+from mmseg_segmenter.errors import UserError
 
 
 def dataset(root, **kwargs):
@@ -32,6 +35,17 @@ def test_load_config(tmp_path):
 def test_missing_config():
     with pytest.raises(FileNotFoundError, match=r'config nowhere\.py not found \(working directory: /'):
         engine.load_config('nowhere.py')
+
+
+def test_custom_imports_of_options(tmp_path, monkeypatch):
+    """mmengine imports only what the file names, so an option would do nothing."""
+    (tmp_path / 'config.py').write_text('a = 1\n')
+    (tmp_path / 'imported_by_option.py').write_text('')
+    monkeypatch.syspath_prepend(tmp_path)
+    engine.load_config(str(tmp_path / 'config.py'), cfg_options=['custom_imports.imports=imported_by_option'])
+    assert sys.modules.pop('imported_by_option')
+    with pytest.raises(UserError, match="--cfg-options: custom_imports failed: No module named 'not_there'"):
+        engine.load_config(str(tmp_path / 'config.py'), cfg_options=['custom_imports.imports=not_there'])
 
 
 def test_missing_checkpoint():

@@ -30,8 +30,9 @@ class EoMT(Segmenter):
     scores divided by their sum. Sources: EoMT (arXiv 2503.19108);
     tue-mps/eomt, ``training/lightning_module.py``.
 
-    Args: as :class:`Segmenter`, with a :class:`SegmenterViT` as backbone and
-        an :class:`EoMTHead` as head, without neck and auxiliary head.
+    The arguments are those of :class:`Segmenter`. The backbone is a
+    :class:`SegmenterViT`, the head an :class:`EoMTHead`; there is no neck and
+    no auxiliary head.
 
     Raises:
         UserError: the parts do not fit together, or as :class:`Segmenter`.

@@ -73,7 +73,8 @@ class Segmenter(EncoderDecoder):
             results up to rounding, but a seed gives other random weights. Set
             when the model is built, because DDP fixes the layout of its
             buffers then.
-        others: as ``EncoderDecoder``.
+        *args: as ``EncoderDecoder``.
+        **kwargs: as ``EncoderDecoder``.
 
     Raises:
         UserError: ``size_divisor`` is not a multiple of the patch size, window
