@@ -29,7 +29,7 @@ __version__ = '0.1.0'
 from . import compat  # noqa: F401  first: mmseg does not import without it
 from .checkpoints import schemes
 from .datasets import LoadImage, LoadLabelMap, SkipBadSamples
-from .engine import layer_decay, warmup_one_cycle  # noqa: F401  registers their classes
+from .engine import layer_decay, two_stage_warmup, warmup_one_cycle  # noqa: F401  registers their classes
 from .evaluation import ConfusionMatrix, MAEMetric
 from .models import EoMT, EoMTHead, LinearHead, Segmenter, SegmenterMaskTransformerHead, SegmenterViT
 from .visualization.hook import SegmenterVisualizationHook

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent / 'configs'
 CONFIGS = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.rglob('*.py') if '_base_' not in p.parts)
 PUBLISHED = [c for c in CONFIGS if '160k' in c or '80k' in c]
 # Recipes with the pretraining of DINOv2, DINOv3, DeiT-III and MAE.
-FOUNDATION = [c for c in CONFIGS if re.search('_(dinov2|dinov3|deit3|mae)-.*_ade20k', c)]
+FOUNDATION = [c for c in CONFIGS if re.search('^segmenter.*_(dinov2|dinov3|deit3|mae)-.*_ade20k', c)]
 SEGMENTER = [c for c in PUBLISHED if c.startswith('segmenter/') and c not in FOUNDATION]
 SETR = [c for c in PUBLISHED if c.startswith('setr/')]
 EOMT = [c for c in CONFIGS if c.startswith('eomt/')]
@@ -42,7 +42,7 @@ RECIPES = {
 def without_repetition(pattern):
     """Return the configs; recipes of foundation models are slow, but those that match. Cut, their sizes are equal."""
     return [
-        pytest.param(c, marks=[pytest.mark.slow] if c in FOUNDATION and not re.search(pattern, c) else [])
+        pytest.param(c, marks=[pytest.mark.slow] if c in [*FOUNDATION, *EOMT] and not re.search(pattern, c) else [])
         for c in CONFIGS
     ]
 
@@ -62,6 +62,7 @@ def test_the_matrix_is_complete():
     assert len(CONFIGS) == len(SEGMENTER) + len(SETR) + len(FOUNDATION) + len(EOMT) + 10
     assert [sum(dataset_of(c) == d for c in SEGMENTER) for d in RECIPES] == [19, 5, 4, 2, 5]
     assert [sum(dataset_of(c) == d for c in SETR) for d in RECIPES] == [3, 0, 3, 0, 3]
+    assert len(EOMT) == 2 * 2 * 3 + 2
     assert [sum(f'_{f}-' in c for c in FOUNDATION) for f in ('dinov2', 'dinov3', 'deit3', 'mae')] == [14, 12, 2, 2]
 
 
@@ -77,7 +78,7 @@ def test_nothing_is_left_of_shared_settings(name):
     assert not {'multi_scale_test', 'model_settings', 'setr_model'} & read_config(ROOT / name).keys()
 
 
-@pytest.mark.parametrize('name', without_repetition('-b_|dinov3-splus'))
+@pytest.mark.parametrize('name', without_repetition('segmenter_.*(-b_|dinov3-splus)|eomt_dinov2-l_.*ade|camvid'))
 def test_builds_and_steps(name):
     """Train one step and predict, at the image size of the config; only width and depth are cut."""
     cfg = shrink(read_config(ROOT / name))
@@ -128,7 +129,7 @@ def fabricate(dataset, root, num_classes):
     dataset.data_root = str(root)
 
 
-@pytest.mark.parametrize('name', without_repetition('-b_(linear-ms|mask-frozen)'))
+@pytest.mark.parametrize('name', without_repetition('-b_(linear-ms|mask-frozen)|eomt_dinov3-s_|own'))
 def test_trains_under_mmengines_runner(name, tmp_path, monkeypatch):
     """Train one iteration and validate with mmengine's Runner alone, as mmseg's tools/train.py does.
 
@@ -302,6 +303,47 @@ SIZES = {
     'g': (1536, 40, 24, 4096),
     '7b': (4096, 40, 32, 8192),
 }
+
+
+# Iterations, starts and ends of the annealing; from configs/dinov*/*/semantic of github.com/tue-mps/eomt.
+EOMT_RECIPES = {
+    ('dinov2', 'ade20k'): (31 * (20210 // 16), [6520, 13040, 19560, 26080], [13040, 19560, 26080, 32600]),
+    ('dinov3', 'ade20k'): (16 * (20210 // 16), [0, 6520, 9780, 13040], [3000, 9780, 13040, 16300]),
+    ('dinov2', 'cityscapes'): (107 * (2975 // 16), [3317, 6634, 9951, 13268], [6634, 9951, 13268, 16585]),
+    ('dinov3', 'cityscapes'): (107 * (2975 // 16), [0, 6634, 9951, 13268], [3000, 9951, 13268, 16585]),  # unpublished
+}
+
+
+@pytest.mark.parametrize('name', [c for c in EOMT if '8xb2' in c])
+def test_recipes_of_eomt(name):
+    cfg = without_scopes(read_config(ROOT / name))
+    family, size, data = re.match(r'eomt/eomt_(\w+?)-(\w)_8xb2-\d+k_(\w+)', name).groups()
+    iterations, start, end = EOMT_RECIPES[family, data]
+    crop = 512 if data == 'ade20k' else 1024
+    vit, head = cfg.model.backbone, cfg.model.decode_head
+    assert (vit.embed_dims, vit.num_layers, vit.num_heads) == SIZES[size][:3] and head.in_channels == vit.embed_dims
+    checkpoint = f'dinov2://vit{size}14_reg' if family == 'dinov2' else f'dinov3://vit{size}16'
+    assert vit.init_cfg.checkpoint == checkpoint
+    assert (head.num_queries, head.num_blocks) == (100, 4 if size == 'l' else 3)
+    assert cfg.model.data_preprocessor.size == vit.img_size == cfg.model.test_cfg.crop_size == (crop, crop)
+    assert cfg.model.test_cfg.even_windows
+    lr, decay, warmup = (1e-4, 0.8, (500, 1000)) if family == 'dinov2' else (2e-4, 1.0, (2000, 3000))
+    assert cfg.optim_wrapper.optimizer == dict(type='AdamW', lr=lr, weight_decay=0.05)
+    assert cfg.optim_wrapper.clip_grad == dict(max_norm=0.01)
+    assert cfg.optim_wrapper.paramwise_cfg == dict(decay_rate=decay, blocks_only=True)
+    schedule = dict(type='TwoStageWarmupPolyLR', total_steps=iterations, warmup_iters=warmup, by_epoch=False)
+    assert cfg.param_scheduler == [schedule] and cfg.train_cfg.max_iters == iterations
+    assert cfg.train_dataloader.batch_size == 2
+    (hook,) = cfg.custom_hooks
+    if size == 'l':
+        assert (hook.start, hook.end) == (start, end)
+    else:  # the middle of three blocks is halfway
+        assert hook.start == pytest.approx([start[0], (start[1] + start[2]) / 2, start[3]], abs=1)
+        assert hook.end == pytest.approx([end[0], (end[1] + end[2]) / 2, end[3]], abs=1)
+    for loader in (cfg.val_dataloader, cfg.test_dataloader):
+        assert loader.dataset.pipeline[1] == dict(
+            type='Resize', scale=(100000, crop), keep_ratio=True, backend='pillow'
+        )
 
 
 @pytest.mark.parametrize('name', FOUNDATION)

@@ -79,10 +79,11 @@ def train(path, tmp_path, problems=frozenset()):
     return {k.removeprefix('val/'): hub.get_scalar(k).current() for k in hub.log_scalars if k.startswith('val/')}
 
 
-def test_the_four_lines_are_those_of_the_config():
+@pytest.mark.parametrize('name', ['segmenter/segmenter_vit-s_mask_own.py', 'eomt/eomt_dinov2-s_own.py'])
+def test_the_four_lines_are_those_of_the_config(name):
     lines = BLOCKS[0].splitlines()
     assert len(lines) == 4
-    config = (CONFIGS / 'segmenter_vit-s_mask_own.py').read_text()
+    config = (CONFIGS.parent / name).read_text()
     for line in lines:
         assert re.search(rf'^{re.escape(line)}(  #.*)?$', config, re.M)
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from ..command_line import errors_in_one_line
 from ..errors import UserError, describe
 from ..files import refuse_existing, write_atomically, write_checkpoint
+from ..models.layers import resize_patch_embed
 from .architecture import Architecture, read_architecture, standard_heads, value_warnings
 from .formats import find_encoder_format
 from .formats._refused import refuse
 from .keymap import Conversion
-from .patch_size import resize_patch_embed
 from .read import local_path, provenance, read_tensors
 from .verify import Comparison, verify_encoder
 

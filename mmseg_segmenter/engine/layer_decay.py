@@ -22,10 +22,16 @@ class ViTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     ``LearningRateDecayOptimizerConstructor`` does this for BEiT, MAE and ConvNeXt only. Source: BEiT (ICLR 2022),
     appendix.
 
+    With ``blocks_only``, the last block has the whole rate, and the embeddings that of the first block. Source:
+    tue-mps/eomt, ``training/lightning_module.py``.
+
+    Each parameter group says whether it is of the backbone (``in_backbone``), for schedules such as
+    :class:`~mmseg_segmenter.engine.two_stage_warmup.TwoStageWarmupPolyLR`.
+
     Args:
         optim_wrapper_cfg: as mmengine's ``DefaultOptimWrapperConstructor``; ``optimizer`` must have ``lr``.
-        paramwise_cfg: ``decay_rate`` above 0 and at most 1, and any option of ``DefaultOptimWrapperConstructor``,
-            whose factors for learning rates apply on top.
+        paramwise_cfg: ``decay_rate`` above 0 and at most 1, ``blocks_only`` (default False), and any option of
+            ``DefaultOptimWrapperConstructor``, whose factors for learning rates apply on top.
 
     Raises:
         UserError: ``decay_rate`` is missing or out of range, ``optimizer.lr`` is missing, or the backbone has no
@@ -43,6 +49,7 @@ class ViTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if self.base_lr is None:
             raise UserError('layer-wise decay needs optimizer.lr, found none')
         self.decay_rate = rate
+        self.blocks_only = bool(self.paramwise_cfg.get('blocks_only', False))
 
     def add_params(
         self, params: list[dict[str, Any]], module: nn.Module, prefix: str = '', is_dcn_module: bool | None = None
@@ -59,10 +66,18 @@ class ViTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         last = len(layers) + 1
         for group in params:
             (param,) = group['params']
-            scale = self.decay_rate ** (last - _layer_id(names[id(param)], last))
+            name = names[id(param)]
+            group['in_backbone'] = name.startswith('backbone.')
+            scale = self.decay_rate ** self._exponent(_layer_id(name, last), last)
             group['lr'] = group.get('lr', base_lr) * scale
-        lowest = base_lr * self.decay_rate**last
+        lowest = base_lr * self.decay_rate ** self._exponent(0, last)
         print_log(f'layer-wise decay: lr from {lowest:.3g} at the embeddings to {base_lr:.3g} at the head', 'current')
+
+    def _exponent(self, layer_id: int, last: int) -> int:
+        """Return how often the rate of a layer is decayed."""
+        if self.blocks_only:
+            return last - 1 - min(max(layer_id, 1), last - 1)
+        return last - layer_id
 
 
 def _name_of_backbone(model: nn.Module) -> str:

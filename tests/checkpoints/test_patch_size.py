@@ -1,32 +1,54 @@
 """Patch embeddings resized to patches of another size."""
 
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
 from converters import timm2mmseg
 from mmengine.config import ConfigDict
+from mmengine.runner.checkpoint import CheckpointLoader
 from mmseg.registry import MODELS
 
 from mmseg_segmenter.checkpoints.convert import read_encoder
-from mmseg_segmenter.checkpoints.patch_size import resize_patch_embed
+from mmseg_segmenter.errors import UserError
+from mmseg_segmenter.models import SegmenterViT
+from mmseg_segmenter.models.layers import resize_patch_embed
 
 NPZ = Path(__file__).parents[1] / 'data' / 'augreg_tiny_i21k.npz'
 
 
-def resized(patches, size):
-    return F.interpolate(patches, size=(size, size), mode='bilinear', antialias=True)
+def resized(patches, size, mode='bilinear'):
+    return F.interpolate(patches, size=(size, size), mode=mode, antialias=True)
 
 
 def answers(patches, kernels):
     return torch.einsum('ncij,dcij->nd', patches, kernels)
 
 
-def test_larger_patches_get_the_same_answers():
+@pytest.mark.parametrize('mode', ['bilinear', 'bicubic'])
+def test_larger_patches_get_the_same_answers(mode):
     kernels, patches = torch.randn(5, 3, 8, 8).double(), torch.randn(7, 3, 8, 8).double()
-    new = resize_patch_embed(kernels, 16)
-    torch.testing.assert_close(answers(resized(patches, 16), new), answers(patches, kernels), rtol=0, atol=1e-10)
+    new = resize_patch_embed(kernels, 16, mode)
+    torch.testing.assert_close(answers(resized(patches, 16, mode), new), answers(patches, kernels), rtol=0, atol=1e-10)
+
+
+def test_pretraining_of_another_patch_size():
+    old, new = (SegmenterViT(img_size=4 * p, patch_size=p, embed_dims=16, num_layers=1, num_heads=2) for p in (14, 16))
+    state = old.state_dict()
+    weight = state['patch_embed.projection.weight']
+    with mock.patch.object(CheckpointLoader, 'load_checkpoint', return_value=state):
+        new.init_cfg = dict(type='Pretrained', checkpoint='a.pth')
+        with pytest.raises(UserError, match=r"a\.pth does not fit .*resize_patches='bicubic'"):
+            new.init_weights()
+        new.init_cfg = dict(type='Pretrained', checkpoint='a.pth', resize_patches='bicubic')
+        new.init_weights()
+        assert torch.equal(new.patch_embed.projection.weight, resize_patch_embed(weight, 16, 'bicubic'))
+        assert torch.equal(new.pos_embed, old.pos_embed)
+        new.init_cfg = dict(type='Pretrained', checkpoint='a.pth', resize_patches='nearest')
+        with pytest.raises(UserError, match=r"resize_patches='nearest'; expected 'bilinear' or 'bicubic'"):
+            new.init_weights()
 
 
 def test_smaller_patches_get_the_closest_answers():

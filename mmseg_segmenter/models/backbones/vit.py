@@ -24,6 +24,7 @@ from ..layers import (
     Rope,
     RotaryEmbedding,
     init_transformer_weights,
+    resize_patch_embed,
     resize_pos_embed,
     square_grid,
     transformer_blocks,
@@ -138,6 +139,8 @@ class SegmenterViT(BaseModule):
         pretrained: path or URL of a checkpoint, short for ``init_cfg``.
         init_cfg: ``dict(type='Pretrained', checkpoint=..., prefix=...)``, or
             any initialisation of mmengine. Default: as the official code.
+            ``resize_patches='bicubic'`` (timm) or ``'bilinear'`` (FlexiViT)
+            in a pretrained one resizes patches of another size.
         feedforward_channels: hidden width of the feed-forward network, in
             place of ``mlp_ratio``.
         ffn: ``'mlp'``, or ``'swiglu'`` for SwiGLU. SwiGLU has no ``num_fcs``
@@ -459,6 +462,7 @@ class SegmenterViT(BaseModule):
         state = OrderedDict((k[len(prefix) :], v) for k, v in source.items() if k.startswith(prefix))
         if not self.state_dict().keys() & state.keys():
             raise UserError(_foreign_checkpoint_message(path, prefix, list(source)))
+        self._resize_patches(path, state, init_cfg.get('resize_patches'))
         pos_embed = state.get('pos_embed')
         if isinstance(pos_embed, Tensor) and pos_embed.ndim == 3:
             grid = getattr(source, '_metadata', {}).get(prefix[:-1], {}).get(_GRID_KEY)
@@ -469,8 +473,24 @@ class SegmenterViT(BaseModule):
         try:
             missing, unexpected = self.load_state_dict(state, strict=False)
         except RuntimeError as error:  # torch's word for tensors of another shape
+            weight = state.get('patch_embed.projection.weight')
+            if weight is not None and weight.shape[-1] != self.patch_size:
+                raise UserError(
+                    f'{path} does not fit this SegmenterViT: it has patches of {weight.shape[-1]} pixels, patch_size='
+                    f"{self.patch_size}; set the same, or resize_patches='bicubic' in init_cfg"
+                ) from None
             raise UserError(f'{path} does not fit this SegmenterViT: {error}') from None
         log_loading(path, len(state), missing, unexpected)
+
+    def _resize_patches(self, path: str, state: dict[str, Any], mode: str | None) -> None:
+        """Resize the kernels of the patch embedding of a checkpoint, if ``mode`` says how."""
+        key = 'patch_embed.projection.weight'
+        weight = state.get(key)
+        if mode is None or not isinstance(weight, Tensor) or weight.ndim != 4:
+            return
+        state[key] = resize_patch_embed(weight, self.patch_size, mode)
+        if weight.shape[-1] != self.patch_size:
+            print_log(f'{path}: resizing patches of {weight.shape[-1]} to {self.patch_size} pixels', 'current')
 
 
 def _fit_checkpoint(
@@ -483,6 +503,7 @@ def _fit_checkpoint(
     """
     _add_missing_biases(module, state_dict, prefix)
     _sum_input_channels(module, state_dict, prefix)
+    _fold_class_row(module, state_dict, prefix, local_metadata)
     _fit_pos_embed(module, state_dict, prefix, local_metadata)
 
 
@@ -509,6 +530,23 @@ def _sum_input_channels(module: SegmenterViT, state_dict: dict[str, Any], prefix
     if module.patch_embed.projection.in_channels == 1 and key in state_dict and state_dict[key].shape[1:2] == (3,):
         state_dict[key] = state_dict[key].sum(dim=1, keepdim=True)
         print_log(f'{key} has 3 input channels, the model 1: using their sum', 'current')
+
+
+def _fold_class_row(
+    module: SegmenterViT, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]
+) -> None:
+    """Add the row of the class token to the token itself, if the model has no such row."""
+    key, token = f'{prefix}pos_embed', f'{prefix}cls_token'
+    if module.num_pos_prefix_tokens or module.pos_embed is None or not {key, token} <= state_dict.keys():
+        return
+    rows = state_dict[key].shape[1] if state_dict[key].ndim == 3 else 0
+    h, w = local_metadata.get(_GRID_KEY) or square_grid(rows - 1) or (0, 0)
+    is_ambiguous = rows == module.grid[0] * module.grid[1]  # 5x10 patches, or 7x7 and a class token
+    if rows < 2 or rows - 1 != h * w or is_ambiguous or module.with_dist_token:
+        return
+    state_dict[token] = state_dict[token] + state_dict[key][:, :1]
+    state_dict[key] = state_dict[key][:, 1:]
+    print_log(f'the model has no row of {key} for the class token: adding it to {token}', 'current')
 
 
 def _fit_pos_embed(

@@ -6,6 +6,7 @@ from .build import drop_path_rates, init_transformer_weights, transformer_block,
 from .cpu_linear import Linear
 from .feed_forward import FeedForward, SwiGLU
 from .packed_attention import PackedSelfAttention
+from .patch_embed import resize_patch_embed
 from .position import resize_pos_embed, square_grid
 from .queries import QueryFeatures
 from .rope import Rope, RotaryEmbedding, apply_rope
@@ -23,6 +24,7 @@ __all__ = [
     'apply_rope',
     'drop_path_rates',
     'init_transformer_weights',
+    'resize_patch_embed',
     'resize_pos_embed',
     'square_grid',
     'transformer_block',
