@@ -22,6 +22,7 @@ from ..errors import UserError, describe
 from ..evaluation.confusion_matrix import class_scores, count_pairs, mean_score
 from ..files import check_destination, refuse_existing
 from ..models.dense import check_finite_logits
+from ..models.segmentors import EoMT
 from .images import read_image
 from .inputs import find_tasks
 from .loading import loading_transforms
@@ -105,6 +106,8 @@ def export(
     files = [path, *([os.path.splitext(path)[0] + '.bin'] if options.format == 'openvino' else [])]
     for file in files:
         refuse_existing(file, force)
+    if options.precision == 'int8' and isinstance(predictor.model, EoMT):
+        raise UserError('--precision int8 does not take an EoMT; expected fp32, fp16 or bf16')
     size = options.size or _default_size(predictor)
     images = [_resized(predictor, file, size) for file in check]
     reference = ImageNetwork(predictor.model, options.normalise, argmax=False, rgb=_is_rgb(predictor))

@@ -86,8 +86,8 @@ def write_network(
     """
     output = 'labels' if isinstance(module, ImageNetwork) and module.argmax else 'logits'
     if precision in _DTYPES and format != 'openvino':
-        head = module.head_logits if isinstance(module, ImageNetwork) else module
-        head.to(_DTYPES[precision])
+        network = module.network if isinstance(module, ImageNetwork) else module
+        network.to(_DTYPES[precision])
     folder, name = os.path.split(path)
     notes = dict(metadata)
     files = [name]

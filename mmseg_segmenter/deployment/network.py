@@ -1,6 +1,6 @@
 """The modules that are exported, and their graph.
 
-Shapes: B images, K classes, H x W pixels, h x w logits of the head.
+Shapes: B images, K classes, Q queries, H x W pixels, h x w logits of the head.
 """
 
 import copy
@@ -32,22 +32,18 @@ def check_exportable(model: Any) -> None:
     """
     if not isinstance(model, Segmenter):
         raise UserError(f'model.type={type(model).__name__}; only Segmenter and EncoderDecoder can be exported')
-    if isinstance(model, EoMT):
-        raise UserError(
-            'model.type=EoMT: its masks and classes cannot be exported, nor run in other runtimes than torch'
-        )
     head = type(model.decode_head)
     if head.predict is not BaseDecodeHead.predict or head.predict_by_feat is not BaseDecodeHead.predict_by_feat:
         raise UserError(f'decode_head.type={head.__name__} has inference of its own, which cannot be exported')
 
 
-class HeadLogits(nn.Module):
-    """Compute the logits of a model's head, as ``Segmenter.window_logits`` does.
+class BackboneAndHead(nn.Module):
+    """Hold a copy of the parts of a model that are its network.
 
-    The module has a copy of the weights, and no control flow that depends on
-    the size of an image, so that it can be traced for any size above one patch. It computes in
-    the dtype of its weights (``HeadLogits(model).half()``); inputs and outputs
-    are float32.
+    There is no control flow that depends on the size of an image, so that the
+    network can be traced for any size above one patch. It computes in the
+    dtype of its weights (``HeadLogits(model).half()``); inputs and outputs are
+    float32.
 
     Args:
         model: model in eval mode.
@@ -78,20 +74,9 @@ class HeadLogits(nn.Module):
         embed.adap_padding = None
         return int(padding.kernel_size[0])
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits of normalised images.
-
-        Args:
-            images: (B, 3, H, W).
-
-        Returns:
-            (B, K, h, w) float32.
-        """
-        x = self._pad(images).to(next(self.parameters()).dtype)
-        logits: Tensor = self.decode_head(self.neck(self.backbone(x)))
-        return logits.float()
-
     def _pad(self, images: Tensor) -> Tensor:
+        """Return padded images in the dtype of the weights."""
+        images = images.to(next(self.parameters()).dtype)
         divisor = self.size_divisor or 1
         if divisor not in (1, self.patch_size):
             images = F.pad(images, (0, -images.shape[3] % divisor, 0, -images.shape[2] % divisor))
@@ -108,6 +93,58 @@ class HeadLogits(nn.Module):
         divisor = self.size_divisor or 1
         # Not -(-height // divisor): runtimes round the division of negative numbers towards zero.
         return (height + divisor - 1) // divisor * divisor, (width + divisor - 1) // divisor * divisor
+
+
+class HeadLogits(BackboneAndHead):
+    """Compute the logits of a model's head, as ``Segmenter.window_logits`` does.
+
+    Args: as :class:`BackboneAndHead`.
+
+    Raises:
+        UserError: as :func:`check_exportable`, or the model is an ``EoMT``.
+    """
+
+    def __init__(self, model: Any) -> None:
+        if isinstance(model, EoMT):
+            raise UserError('model.type=EoMT has masks and classes of queries in place of logits')
+        super().__init__(model)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of normalised images.
+
+        Args:
+            images: (B, 3, H, W).
+
+        Returns:
+            (B, K, h, w) float32.
+        """
+        logits: Tensor = self.decode_head(self.neck(self.backbone(self._pad(images))))
+        return logits.float()
+
+
+class HeadMasks(BackboneAndHead):
+    """Compute the masks and classes of the queries of an ``EoMT``.
+
+    Args: as :class:`BackboneAndHead`.
+
+    Raises:
+        UserError: as :func:`check_exportable`.
+    """
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mask logits and class probabilities of normalised images.
+
+        Args:
+            images: (B, 3, H, W).
+
+        Returns:
+            (B, Q, h, w) and (B, Q, K), float32.
+        """
+        head: Any = self.decode_head
+        masks, classes = head(
+            self.backbone.encode_with_queries(self._pad(images), head.query_embed.weight, head.num_blocks)
+        )
+        return masks.float(), classes.float().softmax(dim=-1)[..., :-1]
 
 
 class _Enlarge(nn.Module):
@@ -153,7 +190,7 @@ class ImageNetwork(nn.Module):
             ``normalise``.
 
     Raises:
-        UserError: as :class:`HeadLogits`.
+        UserError: as :func:`check_exportable`.
     """
 
     mean: Tensor
@@ -161,7 +198,7 @@ class ImageNetwork(nn.Module):
 
     def __init__(self, model: Any, normalise: bool = True, argmax: bool = True, rgb: bool = True) -> None:
         super().__init__()
-        self.head_logits = HeadLogits(model)
+        self.network = (HeadMasks if isinstance(model, EoMT) else HeadLogits)(model)
         self.normalise = normalise
         self.argmax = argmax
         self.rgb = rgb
@@ -181,7 +218,8 @@ class ImageNetwork(nn.Module):
 
         Returns:
             With ``argmax`` labels (B, H, W), uint8 up to 256 classes and int64
-            above; otherwise logits (B, K, H, W) float32.
+            above; otherwise logits, of an ``EoMT`` scores, (B, K, H, W)
+            float32.
         """
         if self.normalise:
             images = images.permute(0, 3, 1, 2).float()
@@ -189,15 +227,23 @@ class ImageNetwork(nn.Module):
                 images = images.flip(1)
             images = (images - self.mean) / self.std
         H, W = images.shape[2:]
-        logits = self.head_logits(images)
-        size = self.head_logits.padded_size(H, W)
-        logits = F.interpolate(logits, size, mode='bilinear', align_corners=self.align_corners)
-        logits = self._crop(logits, H, W)
+        if isinstance(self.network, HeadMasks):
+            masks, classes = self.network(images)
+            # As in the model, masks are enlarged before the sigmoid; here all of them at once.
+            masks = self._enlarge(masks, H, W).sigmoid()
+            logits = torch.einsum('bqk,bqhw->bkhw', classes, masks)
+        else:
+            logits = self._enlarge(self.network(images), H, W)
         return self._labels(logits) if self.argmax else logits
+
+    def _enlarge(self, logits: Tensor, H: int, W: int) -> Tensor:
+        size = self.network.padded_size(H, W)
+        logits = F.interpolate(logits, size, mode='bilinear', align_corners=self.align_corners)
+        return self._crop(logits, H, W)
 
     def _crop(self, logits: Tensor, H: int, W: int) -> Tensor:
         """Remove the padding."""
-        if self.head_logits.size_divisor is None:
+        if self.network.size_divisor is None:
             return logits
         if not isinstance(H, torch.SymInt):
             return logits[..., :H, :W]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import MissingFileError, UserError, describe
 from ..models.dense import check_finite_logits
+from ..models.segmentors import EoMT
 from .check import TOLERANCES
 from .formats.onnx import to_onnx
 from .formats.openvino import to_openvino
@@ -126,6 +127,11 @@ def load_network(model: Any, runtime: str, precision: str = 'fp32', file: str | 
     check_precision(runtime, precision)
     require('onnx' if runtime == 'onnxruntime' else 'openvino', runtime)
     check_exportable(model)
+    if isinstance(model, EoMT):
+        raise UserError(
+            f'runtime={runtime!r} computes logits, and model.type=EoMT has masks and classes; use torch, or a file of '
+            'tools/deployment/export.py'
+        )
     if file is not None:
         _check_file(file, runtime)
     elif precision == 'int8':
