@@ -147,8 +147,8 @@ def test_page(tmp_path, predictor, picture):
     for layer in (0, 1):  # queries join in layer 1; the map has the patches only
         (heat,) = answers.look(dict(request, view='attention', layer=layer))['maps']
         assert heat['grid'] == (5, 7)
-        weights = encoder_attention(predictor.model, inputs, layer)[0].mean(0)[3 * 7 + 2 - 35, -35:].numpy()
+        weights = encoder_attention(predictor.model, inputs, layer)[0].mean(0)[3 * 7 + 1 - 35, -35:].numpy()
         expected = np.clip(weights / heat['high'], 0, 1) * 255
         assert np.abs(np.array(heat['values']) - expected).max() <= 1
         (heat,) = answers.look(dict(request, view='similarity', layer=layer))['maps']
-        assert heat['values'][3 * 7 + 2] == 255  # the patch itself
+        assert heat['values'][3 * 7 + 1] == 255  # the patch itself
