@@ -68,7 +68,8 @@ with mock.patch.dict(sys.modules):
 
 
 @pytest.mark.parametrize(
-    ('version', 'message'), [('2.2.0', r'MMCV==2.2.0 is used but incompatible'), ('1.7.0', 'MMCV==1.7.0')]
+    ('version', 'message'),
+    [('2.2.0', r'MMCV==2.2.0 is used but incompatible'), pytest.param('1.7.0', 'MMCV==1.7.0', marks=pytest.mark.slow)],
 )
 def test_mmcv_out_of_range_is_one_sentence_with_the_command(version, message):
     result = run_python(f'import mmcv; mmcv.__version__ = {version!r}\nimport mmseg_segmenter')
@@ -146,7 +147,9 @@ def test_packages_that_work_are_not_hidden(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.skipif(compiled_mmcv(), reason='compiled mmcv')
-@pytest.mark.parametrize('module', ['mmseg.apis', 'mmseg.models', 'mmcv.ops'])
+@pytest.mark.parametrize(
+    'module', ['mmseg.apis', *(pytest.param(name, marks=pytest.mark.slow) for name in ('mmseg.models', 'mmcv.ops'))]
+)
 def test_modules_that_need_the_placeholder(module):
     """They fail without it, and work after the package is imported, also when they failed before."""
     code = f"""

@@ -16,6 +16,7 @@ import mmseg
 import pytest
 import torch
 from evil import Evil
+from forked_tool import run_tool
 
 from mmseg_segmenter.datasets.shapes import make_shapes
 from mmseg_segmenter.engine.precision import cpu_has_bfloat16
@@ -58,13 +59,17 @@ env_cfg = dict(cudnn_benchmark=False)
     return path
 
 
-def run(*args, check=True):
-    """In a folder of its own: mmseg leaves some behind where it runs."""
-    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
+def run(*args, check=True, **env):
+    """In a folder of its own: mmseg leaves some behind where it runs. A tool runs in a fork of this process."""
+    env |= {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
+    command = [str(a) for a in args]
     with tempfile.TemporaryDirectory() as folder:
-        result = subprocess.run(
-            [str(a) for a in args], capture_output=True, text=True, env=env, cwd=folder, stdin=subprocess.DEVNULL
-        )
+        if command[0].endswith('.py'):
+            result = run_tool(*command, cwd=folder, env=env)
+        else:
+            result = subprocess.run(
+                command, capture_output=True, text=True, env=os.environ | env, cwd=folder, stdin=subprocess.DEVNULL
+            )
     output = result.stdout + result.stderr
     assert not check or result.returncode == 0, output[-3000:]
     return output if check else (result.returncode, output)
@@ -100,7 +105,7 @@ def test_train_and_test_give_the_same_score(config, trained, tmp_path):
 
 def test_tta(config, trained, tmp_path):
     output = run(
-        sys.executable, ROOT / 'tools/test.py', config, trained[0] / 'iter_6.pth', '--tta', '--work-dir', tmp_path,
+        ROOT / 'tools/test.py', config, trained[0] / 'iter_6.pth', '--tta', '--work-dir', tmp_path,
         '--show-dir', tmp_path / 'pictures',
     )  # fmt: skip
     assert len(scores(output, 'test')) == 1
@@ -109,12 +114,10 @@ def test_tta(config, trained, tmp_path):
 
 @pytest.mark.skipif(not cpu_has_bfloat16(), reason='needs a CPU with bfloat16')
 def test_mixed_precision(config, trained, tmp_path):
-    output = run(sys.executable, ROOT / 'tools/train.py', config, '--work-dir', tmp_path, '--amp')
+    output = run(ROOT / 'tools/train.py', config, '--work-dir', tmp_path, '--amp')
     assert len(scores(output, 'val')) == 2
     assert torch.load(tmp_path / 'iter_6.pth')['state_dict']['backbone.pos_embed'].dtype == torch.float32
-    tested = run(
-        sys.executable, ROOT / 'tools/test.py', config, trained[0] / 'iter_6.pth', '--amp', '--work-dir', tmp_path
-    )
+    tested = run(ROOT / 'tools/test.py', config, trained[0] / 'iter_6.pth', '--amp', '--work-dir', tmp_path)
     assert len(scores(tested, 'test')) == 1
 
 
@@ -123,18 +126,20 @@ def test_another_runtime(config, trained, tmp_path):
     pytest.importorskip('onnxruntime')
     pytest.importorskip('openvino')
     tested = run(
-        sys.executable, ROOT / 'tools/test.py', config, trained[0] / 'iter_6.pth', '--runtime', 'openvino',
+        ROOT / 'tools/test.py', config, trained[0] / 'iter_6.pth', '--runtime', 'openvino',
         '--work-dir', tmp_path,
     )  # fmt: skip
     assert scores(tested, 'test') == scores(trained[1], 'val')[-1:]
 
 
 def test_killed_training_resumes(config, tmp_path):
-    command = [sys.executable, str(ROOT / 'tools/train.py'), str(config), '--work-dir', str(tmp_path)]
+    command = [str(ROOT / 'tools/train.py'), str(config), '--work-dir', str(tmp_path)]
     env = {**os.environ, 'PYTHONPATH': str(ROOT), 'CUDA_VISIBLE_DEVICES': ''}
     options = ['--cfg-options', 'train_cfg.max_iters=100000']
     with open(tmp_path / 'log.txt', 'w') as log:
-        process = subprocess.Popen([*command, *options], stdout=log, stderr=log, env=env, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, *command, *options], stdout=log, stderr=log, env=env, stdin=subprocess.DEVNULL
+        )
         deadline = time.monotonic() + 120
         while not (tmp_path / 'last_checkpoint').exists() and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.05)
@@ -155,20 +160,28 @@ def test_mmsegs_own_train_runs_our_config(config, tmp_path):
     assert len(scores(output, 'val')) == 2 and (tmp_path / 'iter_6.pth').exists()
 
 
-@pytest.mark.skipif(sys.platform == 'win32', reason='bash')
-def test_two_processes(config, tmp_path):
-    python = str(Path(sys.executable).parent)
-    env = dict(PORT='29617', PATH=f'{python}:{os.environ["PATH"]}')
-    output = run('env', *(f'{k}={v}' for k, v in env.items()), ROOT / 'tools/dist_train.sh', config, 2,
-                 '--work-dir', tmp_path)  # fmt: skip
+@pytest.fixture(scope='module')
+def two_processes(config, tmp_path_factory):
+    """Train with the launcher; return the work dir, the output and the environment."""
+    work_dir = tmp_path_factory.mktemp('two')
+    env = dict(PORT='29617', PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}')
+    return work_dir, run('bash', ROOT / 'tools/dist_train.sh', config, 2, '--work-dir', work_dir, **env), env
+
+
+def test_two_processes(two_processes):
+    work_dir, output, _ = two_processes
     assert len(scores(output, 'val')) == 2
     assert re.search(r'Distributed training: True', output) and re.search(r'GPU number: 2', output)
-    tested = run('env', *(f'{k}={v}' for k, v in env.items()), ROOT / 'tools/dist_test.sh', config,
-                 tmp_path / 'iter_6.pth', 2, '--work-dir', tmp_path / 'test',
-                 '--show-dir', tmp_path / 'pictures')  # fmt: skip
+    assert len(list(work_dir.glob('*/vis_data/vis_image/*'))) == 2  # of two validations, in the first process
+
+
+@pytest.mark.slow
+def test_test_in_two_processes(config, two_processes, tmp_path):
+    work_dir, output, env = two_processes
+    tested = run('bash', ROOT / 'tools/dist_test.sh', config, work_dir / 'iter_6.pth', 2, '--work-dir', tmp_path,
+                 '--show-dir', tmp_path / 'pictures', **env)  # fmt: skip
     assert scores(tested, 'test') == scores(output, 'val')[-1:]
     assert len(list((tmp_path / 'pictures').iterdir())) == 2  # each process draws its image
-    assert len(list(tmp_path.glob('*/vis_data/vis_image/*'))) == 2  # of two validations, in the first process
 
 
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='reads the names of threads')
@@ -185,7 +198,7 @@ after = [(task / 'comm').read_text().strip() for task in Path('/proc/self/task')
 assert len(after) <= before, after
 """)
     group = dict(RANK='0', LOCAL_RANK='0', WORLD_SIZE='1', MASTER_ADDR='127.0.0.1', MASTER_PORT='29618')
-    output = run('env', *(f'{k}={v}' for k, v in group.items()), sys.executable, script)
+    output = run(script, **group)
     assert 'Distributed training: True' in output
 
 
@@ -267,7 +280,7 @@ def test_part_of_a_model_is_scored_when_asked(config, trained, tmp_path):
     state = {key: value for key, value in content['state_dict'].items() if not key.startswith('auxiliary_head')}
     torch.save(dict(state_dict=state), tmp_path / 'part.pth')
     output = run(
-        sys.executable, ROOT / 'tools/test.py', config, tmp_path / 'part.pth', '--work-dir', tmp_path / 'w',
+        ROOT / 'tools/test.py', config, tmp_path / 'part.pth', '--work-dir', tmp_path / 'w',
         '--allow-partial',
     )  # fmt: skip
     assert scores(output, 'test') == scores(trained[1], 'val')[-1:]
@@ -391,7 +404,7 @@ def test_run_with_a_broken_torchvision(config, monkeypatch, tmp_path, refused):
 def test_kept_config_of_a_confusion_matrix_can_be_read_again(config, trained, tmp_path):
     """By a process that imports what the config names, and nothing else."""
     matrix = ROOT / 'tools/analysis_tools/confusion_matrix.py'
-    run(sys.executable, matrix, config, trained[0] / 'iter_6.pth', '--work-dir', tmp_path / 'a', '--out',
+    run(matrix, config, trained[0] / 'iter_6.pth', '--work-dir', tmp_path / 'a', '--out',
         tmp_path / 'a.png')  # fmt: skip
     output = run(sys.executable, ROOT / 'tools/test.py', tmp_path / 'a' / config.name, trained[0] / 'iter_6.pth',
                  '--work-dir', tmp_path / 'b')  # fmt: skip
@@ -404,7 +417,7 @@ def last_line(output):
 
 def test_missing_dataset(config, tmp_path):
     code, output = run(
-        sys.executable, ROOT / 'tools/train.py', config, '--work-dir', tmp_path / 'w',
+        ROOT / 'tools/train.py', config, '--work-dir', tmp_path / 'w',
         '--cfg-options', 'train_dataloader.dataset.data_root=nowhere', check=False,
     )  # fmt: skip
     assert code != 0
@@ -414,7 +427,7 @@ def test_missing_dataset(config, tmp_path):
 
 def test_annotation_with_too_many_labels(config, tmp_path):
     code, output = run(
-        sys.executable, ROOT / 'tools/train.py', config, '--work-dir', tmp_path / 'w',
+        ROOT / 'tools/train.py', config, '--work-dir', tmp_path / 'w',
         '--cfg-options', 'model.decode_head.num_classes=3', 'model.auxiliary_head.num_classes=3', check=False,
     )  # fmt: skip
     assert code != 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forked_tool import run_tool
 from PIL import Image
 from tiny_run import CLASSES, save_run, tiny_config, write_image
 
@@ -158,9 +159,8 @@ def test_wrong_arguments(tmp_path, run_folder, args, message):
     pytest.importorskip('ray.data')
     pytest.importorskip('pyarrow')
     write_image(tmp_path / 'a.png')
-    call = command(run_folder, *args, tmp_path / 'a.png', '--out', tmp_path / 'out')
-    env = {**os.environ, 'PYTHONPATH': os.pathsep.join(map(str, [ROOT, *filter(None, sys.path)]))}
-    process = subprocess.run(call, capture_output=True, text=True, env=env)
+    call = command(run_folder, *args, tmp_path / 'a.png', '--out', tmp_path / 'out')[1:]
+    process = run_tool(*call, env={'PYTHONPATH': os.pathsep.join(map(str, [ROOT, *filter(None, sys.path)]))})
     assert process.returncode == 1 and message in process.stderr and 'Traceback' not in process.stderr
     assert not (tmp_path / 'out').exists()
 

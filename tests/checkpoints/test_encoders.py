@@ -1,14 +1,13 @@
 """AugReg and timm files through the command lines and into the model."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from converters import timm2mmseg
+from forked_tool import run_tool
 from mmseg.models.backbones.vit import VisionTransformer
 from torch.testing import assert_close
 
@@ -52,11 +51,10 @@ def tokens(model, image):
 def test_augreg_tokens(tmp_path, naming):
     destination = tmp_path / 'new' / 'folder' / 'vit.pth'
     command = [
-        sys.executable,
         ROOT / 'tools/model_converters/vitjax2mmseg.py',
         save(tmp_path / 'a.npz', naming(arrays())),
     ]
-    result = subprocess.run([*command, destination], capture_output=True, text=True)
+    result = run_tool(*command, destination)
     assert result.returncode == 0, result.stderr
     assert 'ViT-D32/8, 32x32, 2 layers, 2 heads, 0.0 M parameters, cls token' in result.stdout
     assert (
@@ -113,12 +111,11 @@ def test_timm_names(tmp_path, distilled, wrapped):
     theirs |= {'head.weight': torch.zeros(3, 32), 'head_dist.bias': torch.zeros(3)}
     torch.save(dict(model=theirs) if wrapped else theirs, tmp_path / 'deit.pth')
     command = [
-        sys.executable,
         ROOT / 'tools/model_converters/timm2mmseg.py',
         tmp_path / 'deit.pth',
         tmp_path / 'ours.pth',
     ]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = run_tool(*command)
     assert result.returncode == 0, result.stderr
     assert ('DeiT-' in result.stdout and 'cls and dist token' in result.stdout) is distilled
     state = torch.load(tmp_path / 'ours.pth', weights_only=True)['state_dict']

@@ -3,7 +3,6 @@
 import json
 import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import official
 import pytest
 import torch
 import yaml
+from forked_tool import run_tool
 from mmengine.config import Config
 from mmengine.runner import load_checkpoint
 from mmseg.registry import MODELS
@@ -59,7 +59,7 @@ def make_run(folder, name, variant=VARIANT):
 @pytest.mark.parametrize('file', ['', 'checkpoint.pth'])
 def test_converted_run_gives_the_official_logits(tmp_path, name, file):
     source, out = make_run(tmp_path / 'run', name) / file, tmp_path / 'out'
-    result = subprocess.run([sys.executable, TOOL, source, out], capture_output=True, text=True)
+    result = run_tool(TOOL, source, out)
     assert result.returncode == 0, result.stderr
     assert 'ViT-D48/16, 64x64, 3 layers, 3 heads' in result.stdout and '7 classes' in result.stdout
     assert ('mask decoder of 2 layers' if name == 'mask_transformer' else 'linear decoder') in result.stdout
@@ -97,8 +97,8 @@ def test_mmseg2segm(tmp_path):
     """To the official layout and from there to the same config and weights."""
     out, back, again = tmp_path / 'out', tmp_path / 'back', tmp_path / 'again'
     convert_official_run(str(make_run(tmp_path / 'run', 'linear')), str(out))
-    command = [sys.executable, TOOL.with_name('mmseg2segm.py'), out / 'config.py', out / 'model.pth', back]
-    result = subprocess.run(command, capture_output=True, text=True)
+    command = [TOOL.with_name('mmseg2segm.py'), out / 'config.py', out / 'model.pth', back]
+    result = run_tool(*command)
     assert result.returncode == 0, result.stderr
     convert_official_run(str(back), str(again))
     assert Config.fromfile(again / 'config.py').model == Config.fromfile(out / 'config.py').model
@@ -106,7 +106,7 @@ def test_mmseg2segm(tmp_path):
     assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
     variant = load_variant(str(back / 'variant.yml'))
     assert variant['net_kwargs']['image_size'] == (64, 64) and variant['net_kwargs']['decoder']['name'] == 'linear'
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = run_tool(*command)
     assert result.returncode == 1 and 'checkpoint.pth exists; use --force' in result.stderr
 
 

@@ -1,8 +1,6 @@
 """``variant.yml`` as anybody may write it: one line for whatever is odd, and nothing written."""
 
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import official
 import pytest
 import torch
 import yaml
+from forked_tool import run_tool
 
 from mmseg_segmenter.checkpoints.official_run import convert_official_run
 from mmseg_segmenter.checkpoints.official_variant import DatasetMeta, load_variant, read_variant
@@ -204,8 +203,8 @@ def test_variant_that_contradicts_the_weights(tmp_path, text, words):
 def test_tool_refuses_in_one_line_and_writes_nothing(tmp_path):
     torch.save(dict(model=official.weights(official.load('linear'))), tmp_path / 'checkpoint.pth')
     write(tmp_path, replaced('crop_size: 64', 'crop_size: -5'))
-    command = [sys.executable, TOOL, tmp_path, tmp_path / 'out']
-    result = subprocess.run(command, capture_output=True, text=True)
+    command = [TOOL, tmp_path, tmp_path / 'out']
+    result = run_tool(*command)
     (line,) = result.stderr.splitlines()
     assert result.returncode == 1 and 'dataset_kwargs.crop_size=-5, expected an integer from 33 to 65536' in line
     assert sorted(os.listdir(tmp_path)) == ['checkpoint.pth', 'variant.yml']

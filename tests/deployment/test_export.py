@@ -167,7 +167,10 @@ def test_half_precision_halves_the_file(
     assert result.agreement is not None and 0.9 < result.agreement.equal <= 1
 
 
-@pytest.mark.parametrize(('format', 'operator'), [('openvino', b'FakeQuantize'), ('onnx', b'QuantizeLinear')])
+@pytest.mark.parametrize(
+    ('format', 'operator'),
+    [('openvino', b'FakeQuantize'), pytest.param('onnx', b'QuantizeLinear', marks=pytest.mark.slow)],
+)
 def test_int8_tells_the_scores(predictors: dict[str, Predictor], tmp_path: Path, format: str, operator: bytes) -> None:
     needs(format)
     pytest.importorskip('nncf')
@@ -209,6 +212,7 @@ def test_onnx_int8_keeps_the_head_in_float(
     assert (labels[0] == prediction.labels).mean() > 0.7
 
 
+@pytest.mark.slow
 def test_predictor_runs_an_int8_file_of_one_size(predictors: dict[str, Predictor], tmp_path: Path) -> None:
     needs('openvino')
     pytest.importorskip('nncf')
@@ -239,6 +243,7 @@ def test_int8_logits_of_a_network_for_any_size_are_close(predictors: dict[str, P
     assert (network(images) - expected).std() < 0.1 * expected.std()
 
 
+@pytest.mark.slow
 def test_int8_that_loses_too_much_is_refused(predictors: dict[str, Predictor], tmp_path: Path) -> None:
     needs('openvino')
     pytest.importorskip('nncf')

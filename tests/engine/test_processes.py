@@ -79,7 +79,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work_dir
 
 
-@pytest.mark.parametrize('processes', [2, 4])
+@pytest.mark.parametrize('processes', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_fully_labelled_images(processes: int, data: Path, whole: Path, tmp_path: Path) -> None:
     """Weights, logged losses and scores are those of one process."""
     weights = trained(processes, data, tmp_path / 'several', 4 // processes)
@@ -106,7 +106,13 @@ def test_accumulation_of_fully_labelled_images(
     assert difference(weights, wanted) < 1e-6
 
 
-@pytest.mark.parametrize('class_weight', [None, [0.5, 1.0, 2.0, 1.0, 4.0]], ids=['equal classes', 'class weights'])
+@pytest.mark.parametrize(
+    'class_weight',
+    [
+        pytest.param(None, id='equal classes'),
+        pytest.param([0.5, 1.0, 2.0, 1.0, 4.0], id='class weights', marks=pytest.mark.slow),
+    ],
+)
 def test_ignored_pixels(class_weight: list[float] | None, data: Path, tmp_path: Path) -> None:
     """The mean over all labelled pixels equals one process, also with accumulation; the published mean does not."""
     options: dict[str, Any] = {
