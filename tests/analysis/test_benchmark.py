@@ -14,6 +14,7 @@ from mmseg_segmenter.analysis.benchmark import measure
 from mmseg_segmenter.analysis.benchmark.foreign import _timm_to_transformers, why_missing
 from mmseg_segmenter.checkpoints.formats import timm as timm_format
 from mmseg_segmenter.datasets.shapes import make_shapes
+from mmseg_segmenter.errors import UserError
 
 TEXT = """
 model = dict(
@@ -62,6 +63,45 @@ def test_sides_agree(mode, head, tmp_path):
         assert ours.peak_share == pytest.approx(ours.gflops / ours.median / 100)
     text = benchmark.table(case, models)
     assert f'{mode}, 40x72' in text and '7 classes' in text and len(text.splitlines()) == 4
+
+
+EOMT = """
+model = dict(
+    type='EoMT',
+    data_preprocessor=dict(type='SegDataPreProcessor', size=(64, 64), seg_pad_val=255),
+    backbone=dict(type='SegmenterViT', img_size=32, patch_size=8, embed_dims=16, num_layers=3, num_heads=2,
+                  num_registers=2, layer_scale=1.0, cls_pos_embed=False, final_norm=True),
+    decode_head=dict(type='EoMTHead', in_channels=16, num_classes=5, num_queries=12, num_blocks=2, patch_size=8,
+                     loss_decode=dict(type='MaskClassificationLoss', num_points=64)),
+    test_cfg=dict(mode='slide', crop_size=(32, 32), stride=(32, 32), even_windows=True))
+"""
+
+
+@pytest.mark.parametrize('mode', ['forward', 'train', 'slide'])
+def test_eomt_beside_that_of_transformers(mode, tmp_path):
+    """The same masks, labels and, in front of the first step, losses."""
+    pytest.importorskip('transformers.models.eomt')
+    path = tmp_path / 'tiny.py'
+    path.write_text(EOMT)
+    case = benchmark.Case(mode, (32, 72 if mode == 'slide' else 32), batch_size=2)
+    models = benchmark.contenders(str(path), ['transformers'])
+    benchmark.compare(case, models, repeats=1, with_memory=False)
+    ours, theirs = models
+    assert theirs.name == 'tiny (transformers)' and theirs.parameters == ours.parameters
+    if mode == 'slide':
+        assert theirs.agreement == 1
+    else:
+        assert theirs.agreement < (1e-5 if mode == 'forward' else 1e-4)
+
+
+def test_what_transformers_has_no_eomt_for(config, tmp_path):
+    pytest.importorskip('transformers.models.eomt')
+    path = tmp_path / 'eomt.py'
+    path.write_text(EOMT.replace('num_registers=2, ', ''))
+    with pytest.raises(UserError, match='on a ViT with num_registers, layer_scale'):
+        benchmark.compare(benchmark.Case('forward', (32, 32)), benchmark.contenders(str(path), ['transformers']), 1)
+    with pytest.raises(UserError, match='--vs transformers --mode forward: only an EoMT'):
+        benchmark.compare(benchmark.Case('forward', (32, 32)), benchmark.contenders(str(config), ['transformers']), 1)
 
 
 def test_frozen_backbone_beside_a_trained_one(config):

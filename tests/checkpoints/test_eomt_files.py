@@ -77,6 +77,23 @@ def test_deltas_are_added_to_their_base(tmp_path):
         assert_close(found[key], whole[key], atol=1e-6, rtol=0)
 
 
+def test_a_base_by_its_name(tmp_path, monkeypatch):
+    weights = official('dinov3')[2]
+    base = transformers_names(weights)
+    (tmp_path / 'pretrain').mkdir()
+    torch.save(base, tmp_path / 'pretrain/dinov3_vits16_pretrain_lvd1689m-0123abcd.pth')
+    monkeypatch.chdir(tmp_path)
+    named = convert(tmp_path, 'dinov3', deltas_of(weights, base), base='dinov3://vits16')
+    assert named.base == 'dinov3://vits16'
+    for key, tensor in read_eomt(
+        save(tmp_path / 'a.ckpt', weights), whole=True, num_heads=4
+    ).conversion.state_dict.items():
+        if key != 'decode_head.mask_probabilities':
+            assert_close(named.conversion.state_dict[key], tensor, atol=1e-6, rtol=0)
+    with pytest.raises(UserError, match=r'dinov3://vits17: .*vits16'):
+        convert(tmp_path, 'dinov3', weights, base='dinov3://vits17', force=True)
+
+
 def test_deltas_without_base_are_refused(tmp_path):
     with pytest.raises(UserError, match=r'dinov3\.ckpt has a DINOv3 encoder, which is released as deltas: .* --base'):
         convert(tmp_path, 'dinov3', official('dinov3')[2])

@@ -2,12 +2,15 @@
 
 import itertools
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
+from processes import run_processes
 from tiny_eomt import tiny_eomt
 from torch.testing import assert_close
 
@@ -27,6 +30,38 @@ def random_case(seed, num_queries=6, num_classes=5, size=(12, 16), ignored=False
     if ignored:
         labels[:, :, : size[1] // 2] = IGNORED
     return masks, classes, labels
+
+
+def losses_of(images):
+    """Return the losses of some images, and the gradient of a weight that all have in common.
+
+    They are compared at the centre.
+    """
+    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+    generator = torch.Generator().manual_seed(0)
+    logits, scores = (torch.randn(4, 5, n, generator=generator, dtype=torch.float64) for n in (1, 4))
+    masks = weight * logits[images, :, :, None].expand(-1, -1, 4, 4)
+    labels = torch.tensor([0, 2, 1, IGNORED])[images, None, None].expand(-1, 8, 8)
+    with mock.patch('torch.rand', lambda *size, **options: torch.full(size, 0.5, **options)):
+        losses = MaskClassificationLoss(num_points=16)([masks], [weight * scores[images]], labels)
+    sum(losses.values()).backward()
+    return {name: loss.item() for name, loss in losses.items()}, weight.grad.item()
+
+
+def losses_of_process(images_of_rank):
+    dist.init_process_group('gloo')
+    return losses_of(images_of_rank[dist.get_rank()])
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason='needs gloo')
+def test_losses_are_averaged_over_all_processes():
+    """Two processes with three images and one, without a mask, have on average the losses of one process with all."""
+    expected, gradient = losses_of([0, 1, 2, 3])
+    parts = run_processes(losses_of_process, 2, [[0, 1, 2], [3]])
+    for name, value in expected.items():
+        assert sum(losses[name] for losses, _ in parts) / 2 == pytest.approx(value, rel=1e-12), name
+    assert sum(grad for _, grad in parts) / 2 == pytest.approx(gradient, rel=1e-12)
+    assert parts[1][0]['loss_mask'] == 0 < parts[0][0]['loss_mask']
 
 
 def one_hot(labels, classes):

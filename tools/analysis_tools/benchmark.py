@@ -14,8 +14,9 @@ def main() -> None:
     parser.add_argument('configs', nargs='+', help='any mmseg configs with a model')
     beside = parser.add_mutually_exclusive_group()
     beside.add_argument(
-        '--vs', choices=['mmseg', 'frozen'],
-        help="also run mmseg's own classes, or (--mode train) a frozen backbone, with the same weights",
+        '--vs', choices=['mmseg', 'frozen', 'transformers'],
+        help="also run mmseg's own classes, (--mode train) a frozen backbone, or (EoMT on DINOv2) the model of "
+        'transformers, with the same weights',
     )  # fmt: skip
     beside.add_argument(
         '--runtimes', nargs='+', default=[], metavar='NAME',

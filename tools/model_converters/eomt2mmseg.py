@@ -12,7 +12,11 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', help='checkpoint of EoMT; with --back one in mmseg\'s layout')  # fmt: skip
     parser.add_argument('destination', help='file to write')
-    parser.add_argument('--base', metavar='FILE', help='pretrained DINOv3 that the deltas are added to, any layout')
+    parser.add_argument(
+        '--base',
+        metavar='FILE',
+        help='pretrained DINOv3 that the deltas are added to, in any layout, or its name, such as dinov3://vitl16',
+    )
     parser.add_argument('--whole', action='store_true', help='the file holds whole weights of a DINOv3, not deltas')
     parser.add_argument('--back', action='store_true', help="write the layout of the authors' code, whole weights")
     parser.add_argument('--force', action='store_true', help='replace existing files')

@@ -42,6 +42,16 @@ def why_missing(library: str) -> str | None:
     return None
 
 
+def require(library: str) -> None:
+    """Raise an error if a library cannot be used.
+
+    Raises:
+        MissingPackageError: it cannot.
+    """
+    if reason := why_missing(library):
+        raise MissingPackageError(reason)
+
+
 class ForeignBackbone(nn.Module):
     """A ViT of timm or transformers with the architecture of a ``SegmenterViT`` config.
 
@@ -57,8 +67,7 @@ class ForeignBackbone(nn.Module):
 
     def __init__(self, library: str, backbone: ConfigDict, size: tuple[int, int]) -> None:
         super().__init__()
-        if reason := why_missing(library):
-            raise MissingPackageError(reason)
+        require(library)
         self.library = library
         self.model = _timm_vit(backbone, size) if library == 'timm' else _transformers_vit(backbone, size)
 

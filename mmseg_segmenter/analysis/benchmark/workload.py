@@ -28,6 +28,7 @@ from ...models.decode_heads.eomt_head import QueryLogits
 from ...models.segmentors import EoMT
 from .cases import DTYPES, VARIANTS, Case, Contender
 from .foreign import ForeignBackbone
+from .foreign_eomt import TransformersEoMT
 
 TTA_RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # segm/eval/miou.py
 # A training step computes the products of a forward pass and, for each, two in the backward pass. With a frozen
@@ -124,6 +125,10 @@ class Workload:
             return
         shape = (case.batch_size, 1, *case.size)
         self.labels = torch.randint(0, self.model.num_classes, shape, generator=generator)
+        if isinstance(self.model, EoMT | TransformersEoMT):
+            # Each class in an image is a mask. An image of ADE20K has about nine classes, so these have nine areas.
+            areas = torch.randint(0, self.model.num_classes, (case.batch_size, 1, 3, 3), generator=generator)
+            self.labels = nn.functional.interpolate(areas.float(), case.size, mode='nearest').long()
         # each augmentation as its size, whether it is flipped, and its images
         self.augmentations: list[tuple[tuple[int, int], bool, list[Tensor]]] = []
         for ratio in TTA_RATIOS if case.mode == 'tta' else ():
@@ -215,6 +220,7 @@ class Workload:
     def loss(self) -> float:
         """Return the loss of the data, computed without dropout."""
         self.model.eval()
+        torch.manual_seed(0)  # losses that draw points draw the same
         with self._precision():
             losses = self.model(**self.model.data_preprocessor(self._data(), True), mode='loss')
         self.model.train()
@@ -231,10 +237,18 @@ class Workload:
 
 def _build_model(case: Case, contender: Contender) -> Any:
     config = copy.deepcopy(contender.config)
+    is_eomt = config.get('type') == 'EoMT'
+    if case.mode == 'backbone' or (is_eomt and case.mode in ('forward', 'train')):
+        # at the size of the images, so that no library resizes position embeddings
+        config.backbone.img_size = case.size
+    if is_eomt and case.mode == 'train':
+        config.data_preprocessor.size = case.size  # no padding
+    if contender.kind == 'transformers' and is_eomt and case.mode != 'backbone':
+        return TransformersEoMT(config)
     if case.mode != 'backbone':
+        if contender.kind in ('timm', 'transformers'):
+            raise UserError(f'--vs {contender.kind} --mode {case.mode}: only an EoMT of transformers can do this')
         return revert_sync_batchnorm(MODELS.build(config))
-    # at the size of the images, so that no library resizes position embeddings
-    config.backbone.img_size = case.size
     if contender.kind in ('timm', 'transformers'):
         return ForeignBackbone(contender.kind, config.backbone, case.size)
     return MODELS.build(config.backbone)
@@ -249,7 +263,7 @@ def _read_image(path: str, size: tuple[int, int]) -> Tensor:
 
 
 def _load(model: nn.Module, weights: Mapping[str, Tensor]) -> bool:
-    if isinstance(model, ForeignBackbone):
+    if isinstance(model, ForeignBackbone | TransformersEoMT):
         return model.load_mmseg(weights)
     model.load_state_dict(weights, strict=True)
     return True

@@ -33,6 +33,23 @@ _DINOV2 = (
     (r'\.attention\.out_proj\.', '.attn.proj.'),
     (r'\.layer_scale(\d)\.lambda1$', r'.ls\1.gamma'),
 )
+_TO_TRANSFORMERS = (
+    (r'^q\.', 'query.'),
+    (r'^class_head\.', 'class_predictor.'),
+    (r'^mask_head\.0\.', 'mask_head.fc1.'),
+    (r'^mask_head\.2\.', 'mask_head.fc2.'),
+    (r'^mask_head\.4\.', 'mask_head.fc3.'),
+    (r'^upscale\.(\d+)\.norm\.', r'upscale_block.block.\1.layernorm2d.'),
+    (r'^upscale\.', 'upscale_block.block.'),
+    (r'^encoder\.backbone\.norm\.', 'layernorm.'),
+    (r'^encoder\.backbone\.blocks\.', 'layers.'),
+    (r'^encoder\.backbone\.reg_token$', 'embeddings.register_tokens'),
+    (r'^encoder\.backbone\.pos_embed$', 'embeddings.position_embeddings.weight'),
+    (r'^encoder\.backbone\.patch_embed\.proj\.', 'embeddings.patch_embeddings.projection.'),
+    (r'^encoder\.backbone\.', 'embeddings.'),
+    (r'\.attn\.proj\.', '.attention.out_proj.'),
+    (r'\.ls(\d)\.gamma$', r'.layer_scale\1.lambda1'),
+)
 _QUERIES = re.compile(r'(encoder\.backbone\.blocks\.\d+)\.attention\.q_proj\.(weight|bias)')
 
 
@@ -63,6 +80,24 @@ def as_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             key = re.sub(pattern, replacement, key)
         renamed[key] = tensor[None] if key == 'encoder.backbone.pos_embed' else tensor
     return _packed(renamed) if dinov2 else renamed
+
+
+def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of an EoMT on DINOv2 as ``EomtForUniversalSegmentation`` names them.
+
+    Args:
+        state: as :func:`as_official` returns them.
+    """
+    renamed = {}
+    for key, tensor in state.items():
+        for pattern, replacement in _TO_TRANSFORMERS:
+            key = re.sub(pattern, replacement, key)
+        if '.attn.qkv.' in key:
+            for name, part in zip('qkv', tensor.chunk(3), strict=True):
+                renamed[key.replace('.attn.qkv.', f'.attention.{name}_proj.')] = part
+        else:
+            renamed[key] = tensor[0] if key == 'embeddings.position_embeddings.weight' else tensor
+    return renamed
 
 
 def _packed(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -150,7 +150,8 @@ class EoMTHead(BaseDecodeHead):
             return None
         B, Q = mask_logits.shape[:2]
         attends = F.interpolate(mask_logits.detach(), grid, mode='bilinear').flatten(2) > 0  # (B, Q, h * w)
-        attends |= torch.rand(B, Q, 1, device=attends.device) >= probability
+        if probability < 1:
+            attends |= torch.rand(B, Q, 1, device=attends.device) >= probability
         mask = attends.new_ones(B, 1, num_tokens, num_tokens)
         mask[:, 0, :Q, num_tokens - attends.shape[2] :] = attends
         return mask
