@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from ..engine import parse_options
 from ..errors import MissingFileError, UserError
 from ..files import check_folder
 from .inputs import Task, find_tasks, identity
-from .journal import Journal, Result, write_summary
+from .journal import Journal, Result, Results, write_summary
 from .loading import annotation_format, load_config
 from .outputs import Annotations, OutputSpec
 from .pipeline import INTERRUPTED, Pipeline
@@ -74,13 +74,20 @@ class Work(NamedTuple):
     outputs: OutputSpec
     journal: Journal
     tasks: list[Task]
-    results: dict[str, Result]
+    results: Results
     others: list[Result]
 
     @property
     def todo(self) -> list[Task]:
         """Tasks without a result."""
         return [task for task in self.tasks if task.source not in self.results]
+
+    def found(self) -> Iterator[Result]:
+        """Yield the results so far: those for other inputs, then those of the tasks, in order."""
+        yield from self.others
+        for task in self.tasks:
+            if (result := self.results.get(task.source)) is not None:
+                yield result
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -122,7 +129,7 @@ def segment(
     pipeline: Pipeline,
     tasks: Sequence[Task],
     journal: Journal,
-    results: dict[str, Result],
+    results: MutableMapping[str, Result],
     progress: 'Progress',
     stopped: threading.Event,
 ) -> None:
@@ -162,8 +169,7 @@ def summarize(work: Work, folder: str, classes: Sequence[str]) -> None:
     Raises:
         FileAccessError: it cannot be written.
     """
-    found = [work.results[task.source] for task in work.tasks if task.source in work.results]
-    write_summary(folder, [*work.others, *found], classes)
+    write_summary(folder, work.found(), classes)
 
 
 def plan(args: argparse.Namespace) -> Work:
@@ -190,7 +196,7 @@ def plan(args: argparse.Namespace) -> Work:
     done = {source: result for source, result in found.items() if result is not None and _is_done(result, outputs)}
     if args.resume:
         print(f'{len(done)} of {len(tasks)} inputs are done already')
-    return Work(outputs, journal, tasks, done, list(earlier.values()))
+    return Work(outputs, journal, tasks, Results(done), list(earlier.values()))
 
 
 def make_predictor(args: argparse.Namespace) -> Predictor:
@@ -326,23 +332,26 @@ def report(work: Work, folder: str) -> int:
         work: with the results of this run.
         folder: of the results.
     """
-    failed = [result for result in work.results.values() if result.status == 'failed']
-    for result in failed[:_SHOWN_ERRORS]:
-        source = ' '.join(result.source.splitlines())
-        text = result.error if source in result.error else f'{source}: {result.error}'
-        print(f'failed: {text}', file=sys.stderr)
+    failed = done = rasters = 0
+    for result in work.results.values():
+        done += result.status == 'done'
+        rasters += result.status == 'done' and result.kind == 'raster'
+        failed += result.status == 'failed'
+        if result.status == 'failed' and failed <= _SHOWN_ERRORS:
+            source = ' '.join(result.source.splitlines())
+            text = result.error if source in result.error else f'{source}: {result.error}'
+            print(f'failed: {text}', file=sys.stderr)
     if failed:
-        more = f' ({len(failed) - _SHOWN_ERRORS} more are in summary.csv)' if len(failed) > _SHOWN_ERRORS else ''
-        print(f'{len(failed)} of {len(work.tasks)} inputs failed{more}', file=sys.stderr)
+        more = f' ({failed - _SHOWN_ERRORS} more are in summary.csv)' if failed > _SHOWN_ERRORS else ''
+        print(f'{failed} of {len(work.tasks)} inputs failed{more}', file=sys.stderr)
     if work.todo:
         print(
             f'interrupted; {len(work.todo)} inputs are left. The same command with --resume continues', file=sys.stderr
         )
         return 130
     others = {kind for kind in work.outputs.kinds if kind != 'labels'}
-    done = [result for result in work.results.values() if result.status == 'done']
-    if others and (count := sum(result.kind == 'raster' for result in done)):
-        print(f'rasters: {count}; for them only labels (GeoTIFF) are written, no {", ".join(sorted(others))}')
+    if others and rasters:
+        print(f'rasters: {rasters}; for them only labels (GeoTIFF) are written, no {", ".join(sorted(others))}')
     if done:
         print(f'results are in {folder}, with a table in summary.csv')
     return 1 if failed else 0

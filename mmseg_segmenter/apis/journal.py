@@ -1,11 +1,11 @@
 """Remember what is done: a journal written as a run goes, and a table at its end."""
 
 import csv
-import io
 import json
 import os
+import sqlite3
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import ExistingFileError, FileAccessError, UserError
@@ -43,6 +43,52 @@ class Result(NamedTuple):
     pixels: tuple[int, ...] = ()
     seconds: float = 0.0
     files: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """Return the result as one line of JSON."""
+        return json.dumps(self._asdict())
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> 'Result':
+        """Return the result of a line of JSON that was read; what other versions wrote into it is left out."""
+        fields = {key: row[key] for key in cls._fields if key in row}
+        return cls(**{**fields, 'pixels': tuple(row['pixels']), 'files': tuple(row['files'])})
+
+
+class Results(MutableMapping[str, Result]):
+    """Results by source, in the order in which they came, in a temporary file.
+
+    A run may have millions of inputs, and a result takes a kilobyte or more.
+
+    Args:
+        results: by source.
+    """
+
+    def __init__(self, results: Mapping[str, Result] | None = None) -> None:
+        self._table = sqlite3.connect('', isolation_level=None)  # a file that has no name and ends with this process
+        self._table.execute('PRAGMA journal_mode = OFF')
+        self._table.execute('CREATE TABLE results (source BLOB PRIMARY KEY, json TEXT)')
+        self.update(results or {})
+
+    def __setitem__(self, source: str, result: Result) -> None:
+        values = os.fsencode(source), result.to_json()  # not every path is text
+        self._table.execute('INSERT OR REPLACE INTO results VALUES (?, ?)', values)
+
+    def __getitem__(self, source: str) -> Result:
+        for (text,) in self._table.execute('SELECT json FROM results WHERE source = ?', (os.fsencode(source),)):
+            return Result.from_row(json.loads(text))
+        raise KeyError(source)
+
+    def __delitem__(self, source: str) -> None:
+        if not self._table.execute('DELETE FROM results WHERE source = ?', (os.fsencode(source),)).rowcount:
+            raise KeyError(source)
+
+    def __iter__(self) -> Iterator[str]:
+        for (source,) in self._table.execute('SELECT source FROM results ORDER BY rowid'):
+            yield os.fsdecode(source)
+
+    def __len__(self) -> int:
+        return int(self._table.execute('SELECT COUNT(*) FROM results').fetchone()[0])
 
 
 class Journal:
@@ -108,8 +154,7 @@ class Journal:
                 if 'settings' in row:
                     self._check(row['settings'])
                 else:
-                    row = {key: row[key] for key in Result._fields if key in row}
-                    result = Result(**{**row, 'pixels': tuple(row['pixels']), 'files': tuple(row['files'])})
+                    result = Result.from_row(row)
                     if result.source not in done or result.status == 'done':
                         done[result.source] = result
         return done
@@ -136,7 +181,7 @@ class Journal:
         Raises:
             FileAccessError: it cannot be written.
         """
-        self._lines.append(json.dumps(result._asdict()))
+        self._lines.append(result.to_json())
         if not is_uri(self._path) or time.monotonic() - self._written > _SECONDS:
             self.flush()
 
@@ -187,13 +232,16 @@ def write_summary(folder: str, results: Iterable[Result], classes: Sequence[str]
     Raises:
         FileAccessError: it cannot be written.
     """
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator='\n')
     columns = ['source', 'name', 'kind', 'status', 'error', 'height', 'width', 'seconds']
-    table.writerow([*columns, *(f'share of {name}' for name in classes)])
-    for result in results:
-        total = max(sum(result.pixels), 1)
-        shares = [f'{pixels / total:.6f}' for pixels in result.pixels] or [''] * len(classes)
-        values = result._replace(seconds=round(result.seconds, 4))._asdict()
-        table.writerow([*(values[column] for column in columns), *shares])
-    write_file(join(folder, _SUMMARY), lambda path: write_text(path, text.getvalue()))
+
+    def write(path: str) -> None:
+        with open(path, 'w', encoding='utf-8', errors='backslashreplace', newline='') as file:
+            table = csv.writer(file, lineterminator='\n')
+            table.writerow([*columns, *(f'share of {name}' for name in classes)])
+            for result in results:
+                total = max(sum(result.pixels), 1)
+                shares = [f'{pixels / total:.6f}' for pixels in result.pixels] or [''] * len(classes)
+                values = result._replace(seconds=round(result.seconds, 4))._asdict()
+                table.writerow([*(values[column] for column in columns), *shares])
+
+    write_file(join(folder, _SUMMARY), write)

@@ -6,6 +6,7 @@ worker it meets, and the tables at the end.
 """
 
 import argparse
+import itertools
 import json
 import logging
 import math
@@ -29,6 +30,7 @@ _CHUNK_INPUTS, _CHUNK_BYTES = 32, 256 << 20  # of the inputs that a worker gets 
 _CONNECT = 10  # seconds to wait for the cluster
 _VISIBLE = 10  # seconds until a file that another machine wrote must be seen, through the cache of a file system
 _COLUMN = 'json'
+_ROW_GROUP = 10_000  # rows of the manifest that are in memory at once
 
 
 class _Room(NamedTuple):
@@ -185,8 +187,7 @@ def _run(
         max_task_retries=0,
     )
     for row in found.iter_rows():
-        fields = json.loads(row[_COLUMN])
-        yield Result(**{**fields, 'pixels': tuple(fields['pixels']), 'files': tuple(fields['files'])})
+        yield Result.from_row(json.loads(row[_COLUMN]))
 
 
 class _Worker:
@@ -206,7 +207,7 @@ class _Worker:
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Return the results for a chunk, as JSON: a row each."""
         tasks = [Task(*fields) for chunk in batch[_COLUMN] for fields in json.loads(chunk)]
-        return {_COLUMN: [json.dumps(result._asdict()) for result in self._pipeline.run(tasks)]}
+        return {_COLUMN: [result.to_json() for result in self._pipeline.run(tasks)]}
 
 
 def _room(args: argparse.Namespace) -> _Room:
@@ -279,7 +280,11 @@ def write_manifest(work: Work, folder: str) -> None:
     text, number = pa.string(), pa.int64()
     types = dict(height=number, width=number, pixels=pa.list_(number), seconds=pa.float64(), files=pa.list_(text))
     schema = pa.schema([(name, types.get(name, text)) for name in Result._fields])
-    found = [work.results[task.source] for task in work.tasks if task.source in work.results]
-    rows = [result._asdict() for result in (*work.others, *found)]
-    table = pa.Table.from_pylist(rows, schema=schema)
-    write_file(join(folder, 'manifest.parquet'), lambda path: parquet.write_table(table, path))
+
+    def write(path: str) -> None:
+        rows = (result._asdict() for result in work.found())
+        with parquet.ParquetWriter(path, schema) as writer:
+            while group := list(itertools.islice(rows, _ROW_GROUP)):
+                writer.write_table(pa.Table.from_pylist(group, schema=schema))
+
+    write_file(join(folder, 'manifest.parquet'), write)

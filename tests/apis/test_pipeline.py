@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import threading
 import time
 
@@ -15,7 +16,7 @@ from tiny_run import CLASSES, PALETTE, write_image
 from mmseg_segmenter.apis import Predictor
 from mmseg_segmenter.apis import pipeline as pipeline_module
 from mmseg_segmenter.apis.inputs import Task, find_tasks
-from mmseg_segmenter.apis.journal import Journal, Result, write_summary
+from mmseg_segmenter.apis.journal import Journal, Result, Results, write_summary
 from mmseg_segmenter.apis.loading import AnnotationFormat, annotation_format
 from mmseg_segmenter.apis.outputs import Annotations, OutputSpec
 from mmseg_segmenter.apis.pipeline import Pipeline
@@ -302,6 +303,18 @@ def test_journal(place):
     assert len(Journal(place, settings).start(resume=True)) == 3  # still there, should the run not begin
     Journal(place, {}).clear()
     assert Journal(place, {}).start() == {}
+
+
+def test_results_in_a_file():
+    """They come back as they were, in their order, also from a path that is not text."""
+    strange = os.fsdecode(b'in/\xff\n.png')
+    rows = {strange: ROW._replace(source=strange), 'b': ROW._replace(status='failed', error='why'), 'a': ROW}
+    results = Results({'b': ROW, **rows})
+    assert list(results.items()) == [('b', rows['b']), (strange, rows[strange]), ('a', ROW)] and len(results) == 3
+    del results['b']
+    assert 'b' not in results and results.get('b') is None and results == {strange: rows[strange], 'a': ROW}
+    with pytest.raises(KeyError):
+        del results['b']
 
 
 def test_half_a_line(tmp_path):
