@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError
@@ -96,12 +97,32 @@ class FiniteLossHook(Hook):
             UserError: names the first such tensor.
         """
         checkpoint[_KEY] = self.skipped
-        for name, value in checkpoint['state_dict'].items():
-            if isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
-                raise UserError(
-                    f'iteration {runner.iter + 1}: {name} has values that are not finite, although the loss was; the '
-                    'checkpoint is not saved. Lower optim_wrapper.optimizer.lr or set optim_wrapper.clip_grad'
-                )
+        self.check_weights(runner, first_not_finite(checkpoint['state_dict']))
+
+    def check_weights(self, runner: Runner, name: str | None) -> None:
+        """Refuse to save weights that are not finite.
+
+        Args:
+            runner: of the training.
+            name: of the first such tensor; None if there is none.
+
+        Raises:
+            UserError: names it.
+        """
+        if name is not None:
+            raise UserError(
+                f'iteration {runner.iter + 1}: {name} has values that are not finite, although the loss was; the '
+                'checkpoint is not saved. Lower optim_wrapper.optimizer.lr or set optim_wrapper.clip_grad'
+            )
+
+
+def first_not_finite(state: Mapping[str, Any]) -> str | None:
+    """Return the name of the first tensor that is not finite, None if all are; of sharded ones, look at our part."""
+    for name, value in state.items():
+        tensor = value.to_local() if isinstance(value, DTensor) else value
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            return name
+    return None
 
 
 def _leave_out(wrapper: Any, model: torch.nn.Module) -> None:

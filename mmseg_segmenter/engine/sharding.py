@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import is_main_process
+from mmengine.dist import all_gather_object, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import revert_sync_batchnorm
 from mmengine.runner import Runner
@@ -33,6 +33,7 @@ from ..checkpoints.integrity import DamagedError, check_pickle
 from ..checkpoints.read import read
 from ..errors import UserError, describe
 from ..files import check_folder
+from .guards import FiniteLossHook, first_not_finite
 
 # What a checkpoint has besides the shards: iteration, schedules, log, and the settings of the optimizer.
 META = 'meta.pth'
@@ -145,7 +146,15 @@ class ShardedRunner(Runner):
             save_optimizer: with the state of the optimizer.
             meta: as mmengine's ``Runner``.
             kwargs: as mmengine's ``Runner``.
+
+        Raises:
+            UserError: weights are not finite, and the training has a :class:`FiniteLossHook`.
         """
+        # The hook cannot look at the weights itself: mmengine does not save them here. All processes end together.
+        names = [name for name in all_gather_object(first_not_finite(self.model.state_dict())) if name is not None]
+        for hook in self.hooks:
+            if isinstance(hook, FiniteLossHook):
+                hook.check_weights(self, names[0] if names else None)
         folder = os.path.join(out_dir, filename)
         unfinished = folder + _UNFINISHED
         if is_main_process():

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 from evil import Evil
+from mmengine.hooks import Hook
 from mmengine.runner import CheckpointLoader
-from mmseg.registry import MODELS
+from mmseg.registry import HOOKS, MODELS
 from processes import run_processes
 from test_processes import assert_same_weights, train
 from tiny_training import training_config, write_dataset
@@ -84,6 +85,29 @@ def test_resume_with_another_number_of_processes(
     path = training_config(data, tmp_path / 'run', 4 // processes, **RECIPE, runner_type='ShardedRunner', resume=True)
     run_processes(train, processes, path)
     assert_same_weights(weights_of(tmp_path / 'run' / 'iter_20.pth'), weights_of(whole / 'iter_20.pth'), 1e-9)
+
+
+def train_and_spoil(path: str) -> None:
+    """Train, and make weights in the share of process 1 NaN after the first iteration."""
+
+    @HOOKS.register_module(force=True)
+    class Spoil(Hook):
+        def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+            if runner.rank == 1:
+                runner.model.backbone.layers[0].ln1.weight.data.to_local().fill_(float('nan'))
+
+    train(path)
+
+
+def test_weights_that_are_not_finite_are_not_saved(data: Path, tmp_path: Path) -> None:
+    """All processes end, although one of them has none in its share."""
+    hooks = [dict(type='FiniteLossHook'), dict(type='Spoil', priority=0)]
+    recipe = {**RECIPE, 'runner_type': 'ShardedRunner', 'custom_hooks': hooks, 'optim_wrapper.accumulative_counts': 1}
+    recipe['default_hooks.checkpoint'] = RECIPE['default_hooks.checkpoint'] | dict(interval=1)
+    path = training_config(data, tmp_path / 'run', 2, **recipe)
+    with pytest.raises(RuntimeError, match=r'iteration 1: backbone\.layers\.0\.ln1\.weight has values that'):
+        run_processes(train_and_spoil, 2, path)
+    assert not list((tmp_path / 'run').glob('iter*'))
 
 
 def test_one_file(sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
