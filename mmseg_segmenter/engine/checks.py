@@ -174,7 +174,8 @@ def check_datasets(cfg: Config, loaders: tuple[str, ...]) -> None:
 
     Raises:
         MissingFileError: names the loader, the folder and what to change.
-        UserError: the image folder has no file with the expected suffix, or a dataset class is unknown.
+        UserError: the image folder has no file with the expected suffix, ``ann_file`` lists no sample, or a dataset
+            class is unknown.
     """
     for loader in loaders:
         for dataset in datasets((cfg.get(loader) or {}).get('dataset')):
@@ -192,6 +193,22 @@ def check_datasets(cfg: Config, loaders: tuple[str, ...]) -> None:
                 files = list_dir_or_file(folder, list_dir=False, suffix=suffix, recursive=True)
                 if kind == 'img_path' and suffix and next(iter(files), None) is None:
                     raise UserError(f'{loader}: no image *{suffix} in {folder}; set {loader}.dataset.img_suffix')
+            if dataset.get('ann_file'):
+                _check_list(os.path.join(root, dataset.ann_file), loader)
+
+
+def _check_list(path: str, loader: str) -> None:
+    """Refuse a list of samples that is missing or empty: a sampler of no samples never ends."""
+    if '://' in path or os.path.isdir(path):
+        return
+    if not os.path.isfile(path):
+        raise MissingFileError(
+            f'{loader}: list of samples {path} not found (working directory: {os.getcwd()}); set '
+            f'{loader}.dataset.ann_file'
+        )
+    with open(path, 'rb') as file:
+        if not any(line.strip() for line in file):
+            raise UserError(f'{loader}: {path} lists no sample, expected at least 1; set {loader}.dataset.ann_file')
 
 
 def datasets(dataset: Any) -> Iterator[Any]:

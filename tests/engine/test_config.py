@@ -72,6 +72,18 @@ def test_folder_without_matching_images(tmp_path):
         engine.check_datasets(loader(dataset(tmp_path, img_suffix='.tif')), ('train_dataloader',))
 
 
+def test_list_without_samples(tmp_path):
+    make_shapes(str(tmp_path), num_images=5, size=(32, 32))
+    cfg = loader(dataset(tmp_path, ann_file='list.txt'))
+    with pytest.raises(FileNotFoundError, match=r'train_dataloader: list of samples .*/list.txt not found .*ann_file'):
+        engine.check_datasets(cfg, ('train_dataloader',))
+    (tmp_path / 'list.txt').write_text('\n \n')
+    with pytest.raises(UserError, match=r'list.txt lists no sample, expected at least 1; set train_dataloader.dataset'):
+        engine.check_datasets(cfg, ('train_dataloader',))
+    (tmp_path / 'list.txt').write_text('scene_00001\n')
+    engine.check_datasets(cfg, ('train_dataloader',))
+
+
 def test_tta_needs_its_parts():
     with pytest.raises(ValueError, match=r'no tta_model and no tta_pipeline'):
         engine.enable_tta(Config(dict(model=dict())))
