@@ -91,7 +91,7 @@ def _webp() -> bytes:
 IMAGES: dict[str, Callable[[], bytes]] = {
     'huge.png': lambda: png(30000, 30000, zlib.compress(bytes(1000))),
     'real.png': lambda: png(25000, 25000, zeros(600)),
-    'pixels.png': lambda: png(8, 8, zeros(200)),
+    'pixels.png': lambda: png(8, 8, zeros(2000)),
     'text.png': lambda: png(8, 8, zlib.compress(bytes(72)), (b'zTXt', b'a\0\0' + zeros(2000))),
     'profile.png': lambda: png(8, 8, zlib.compress(bytes(72)), (b'iCCP', b'a\0\0' + zeros(2000))),
     'huge.jpg': _jpeg,
@@ -105,7 +105,7 @@ IMAGES: dict[str, Callable[[], bytes]] = {
     'huge.hdr': lambda: b'#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 30000 +X 30000\n' + bytes(100),
     'huge.pgm': lambda: b'P5 30000 30000 255\n' + bytes(100),
 }
-SIZES = {'huge.png', 'real.png', 'huge.jpg', 'huge.tif', 'huge.gif', 'huge.bmp', 'huge.pgm'}
+SIZES = {'huge.png', 'real.png', 'pixels.png', 'huge.jpg', 'huge.tif', 'huge.gif', 'huge.bmp', 'huge.pgm'}
 
 
 def _archive(buffer: io.BytesIO) -> zipfile.ZipFile:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..datasets.image_files import MAX_BYTES, MAX_PIXELS, no_pillow_limit, open_image
+from ..datasets.image_files import MAX_BYTES, MAX_PIXELS, check_pixels, no_pillow_limit, open_image
 from ..errors import UserError, describe
 from .storage import read_bytes
 
@@ -64,10 +64,8 @@ def decode_image(content: bytes, source: str, max_pixels: int = MAX_PIXELS) -> I
     Raises:
         UserError: not a readable image, cut short, or too large.
     """
+    check_pixels(content, source, max_pixels)
     with decoding(source, len(content)), no_pillow_limit(), open_image(content) as image:
-        width, height = image.size
-        if width * height > max_pixels:
-            raise UserError(f'{source}: {width}x{height} pixels, expected at most {max_pixels:,} (max_pixels)')
         if _opencv_agrees(image) and _has_end_marker(content, image.format):
             bgr = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
             if bgr is not None:

@@ -127,6 +127,26 @@ def check_pixels(content: bytes, path: str, max_pixels: int = MAX_PIXELS) -> Non
     width, height = size
     if width * height > max_pixels:
         raise BadSampleError(f'{path} has {width}x{height} pixels, expected at most {max_pixels:,} (max_pixels)')
+    if content.startswith(PNG):
+        _check_packed_pixels(content, path, width, height)
+
+
+def _check_packed_pixels(content: bytes, path: str, width: int, height: int) -> None:
+    """Refuse a PNG with more packed pixels than its size needs: libpng inflates them all, a thousand times as many."""
+    depth, channels = content[24], {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(content[25], 4)
+    # Each row has a byte more, interlaced images have more rows, and what cannot be packed grows by less than 1 %.
+    most = ((width * channels * depth + 7) // 8 + 1) * (height + 8) * 101 // 100 + (1 << 16)
+    if len(content) <= most:
+        return
+    position, packed = 8, 0
+    while position + 12 <= len(content):
+        length, kind = struct.unpack_from('>I4s', content, position)
+        packed += length if kind == b'IDAT' else 0
+        position += 12 + length
+    if packed > most:
+        raise BadSampleError(
+            f'{path} has {packed:,} bytes of packed pixels, expected at most {most:,} for {width}x{height} pixels'
+        )
 
 
 def decode(content: bytes, path: str, flag: str, backend: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Images that ask for more memory than there is are refused in one line, wherever an image is opened."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from mmseg_segmenter.apis.loading import AnnotationFormat
 from mmseg_segmenter.apis.outputs import Annotations
 from mmseg_segmenter.app.uploads import DEFAULT_LIMITS, decode
 from mmseg_segmenter.datasets.colours import read_colours
+from mmseg_segmenter.datasets.image_files import check_pixels
 from mmseg_segmenter.errors import UserError
 
 
@@ -59,6 +61,18 @@ def test_image(tmp_path, name):
         assert message == 'read' or (name in message and '\n' not in message), outcome
         if name in SIZES and reader != 'read_header':
             assert 'pixels' in message, outcome
+
+
+@pytest.mark.parametrize('mode', ['1', 'L', 'P', 'LA', 'RGB', 'RGBA', 'I;16'])
+def test_pixels_that_cannot_be_packed(mode):
+    """They take more bytes than the pixels, and are no bomb."""
+    for size in ((1, 1), (3, 700), (700, 500)):
+        noise = np.random.default_rng(0).bytes(size[0] * size[1] * 4)
+        image = Image.frombytes('RGBA', size, noise)
+        image = Image.frombytes(mode, size, noise) if mode == 'I;16' else image.convert(mode)
+        file = io.BytesIO()
+        image.save(file, 'PNG', compress_level=0)
+        check_pixels(file.getvalue(), 'noise.png')
 
 
 @pytest.mark.parametrize('name', ['real.png', 'huge.tif', 'huge.webp'])
