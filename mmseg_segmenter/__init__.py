@@ -31,7 +31,7 @@ from .checkpoints import schemes
 from .datasets import LoadImage, LoadLabelMap, SkipBadSamples
 from .engine import layer_decay, two_stage_warmup, warmup_one_cycle  # noqa: F401  registers their classes
 from .evaluation import ConfusionMatrix, MAEMetric
-from .models import EoMT, EoMTHead, LinearHead, Segmenter, SegmenterMaskTransformerHead, SegmenterViT
+from .models import EoMT, EoMTHead, LinearHead, Segmenter, SegmenterMaskTransformerHead, SegmenterViT, TimmViT
 from .visualization.hook import SegmenterVisualizationHook
 
 schemes.register()
@@ -49,5 +49,6 @@ __all__ = [
     'SegmenterViT',
     'SegmenterVisualizationHook',
     'SkipBadSamples',
+    'TimmViT',
     '__version__',
 ]

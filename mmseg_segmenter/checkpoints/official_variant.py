@@ -7,12 +7,12 @@ they are loaded, and every value that is used has a type and a range.
 import math
 import os
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 import yaml
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmseg.registry import DATASETS
 
 from ..errors import FileAccessError, MissingFileError, UserError
@@ -31,6 +31,9 @@ DATASET_NAMES = {
 _MAX_BYTES, _MAX_VALUES, _MAX_DEPTH = 1 << 18, 20_000, 20
 # Integers above this are mistakes: sizes in pixels, numbers of heads.
 _MAX_INTEGER = 1 << 16
+_MIN_CROP = 33  # the stride of the official evaluation is crop - 32
+# Of SegmenterViT, for configs that leave them out.
+_BACKBONE = dict(img_size=224, patch_size=16, embed_dims=768, num_layers=12, num_heads=12)
 
 
 class DatasetMeta(NamedTuple):
@@ -174,7 +177,7 @@ def read_variant(path: str) -> Variant:
         path=path,
         dataset=data.text('dataset'),
         image_size=data.integer('image_size') if 'image_size' in data.content else None,
-        crop_size=data.integer('crop_size', low=33),  # the stride of the official evaluation is crop - 32
+        crop_size=data.integer('crop_size', low=_MIN_CROP),
         normalization=net.text('normalization', tuple(NORMALIZATION)),
         input_size=net.size('image_size'),
         num_heads=net.integer('n_heads'),
@@ -289,16 +292,21 @@ def make_variant(cfg: Config) -> dict[str, Any]:
     Raises:
         UserError: the official code cannot build the model.
     """
-    model = cfg.model
-    backbone, head = model.backbone, model.decode_head
+    model, head = cfg.model, cfg.model.decode_head
+    if model.backbone.type not in ('SegmenterViT', 'VisionTransformer'):
+        raise UserError(f'{cfg.filename}: model.backbone.type={model.backbone.type!r}, expected SegmenterViT')
+    backbone = ConfigDict({**_BACKBONE, **model.backbone})
+    img_size = backbone.img_size if isinstance(backbone.img_size, Sequence) else (backbone.img_size,) * 2
     mean = list(model.data_preprocessor.mean)
     normalization = next((name for name, stats in NORMALIZATION.items() if stats['mean'] == mean), None)
-    crop, stride = model.test_cfg.get('crop_size', backbone.img_size), model.test_cfg.get('stride', backbone.img_size)
+    crop, stride = model.test_cfg.get('crop_size', img_size), model.test_cfg.get('stride', img_size)
     if normalization is None or backbone.get('norm_cfg', {}).get('eps', 1e-5) != 1e-5 or crop[0] != crop[1]:
         raise UserError(
             f'{cfg.filename}: the official code has LayerNorm eps 1e-5, square windows and one of the normalisations '
             f'{", ".join(NORMALIZATION)}; found norm_cfg={backbone.get("norm_cfg")}, crop_size={crop}, mean={mean}'
         )
+    if crop[0] < _MIN_CROP:
+        raise UserError(f'{cfg.filename}: crop_size={crop}; the official code needs at least {_MIN_CROP}')
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     image_size, meta = _image_size(dataset) or crop[0], _meta_entry(dataset)
     kind = dataset.get('type', 'none')
@@ -313,14 +321,14 @@ def make_variant(cfg: Config) -> dict[str, Any]:
         net_kwargs=dict(
             backbone=f'vit_d{backbone.embed_dims}_patch{backbone.patch_size}',
             d_model=backbone.embed_dims,
-            decoder=_decoder_entry(cfg),
+            decoder=_decoder_entry(cfg, backbone.embed_dims),
             distilled=backbone.get('with_dist_token', False),
             drop_path_rate=backbone.get('drop_path_rate', 0.0),
             dropout=backbone.get('drop_rate', 0.0),
-            image_size=tuple(backbone.img_size),
+            image_size=tuple(img_size),
             n_cls=head.num_classes,
             n_heads=backbone.num_heads,
-            n_layers=backbone.get('num_layers', 12),
+            n_layers=backbone.num_layers,
             normalization=normalization,
             patch_size=backbone.patch_size,
         ),
@@ -329,14 +337,14 @@ def make_variant(cfg: Config) -> dict[str, Any]:
     )
 
 
-def _decoder_entry(cfg: Config) -> dict[str, Any]:
-    backbone, head = cfg.model.backbone, cfg.model.decode_head
+def _decoder_entry(cfg: Config, width: int) -> dict[str, Any]:
+    head = cfg.model.decode_head
     if head.type != 'SegmenterMaskTransformerHead':
         return dict(name='linear', n_cls=head.num_classes)
-    if head.embed_dims != backbone.embed_dims or head.num_heads != head.embed_dims // 64:
+    if head.embed_dims != width or head.num_heads != head.embed_dims // 64:
         raise UserError(
             f'{cfg.filename}: the official mask decoder is as wide as the encoder and has width/64 heads; found '
-            f'embed_dims={head.embed_dims} on {backbone.embed_dims}, num_heads={head.num_heads}'
+            f'embed_dims={head.embed_dims} on {width}, num_heads={head.num_heads}'
         )
     return dict(
         name='mask_transformer',

@@ -58,8 +58,9 @@ class ViTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().add_params(params, module, prefix, is_dcn_module)
         if prefix:  # This is called for every submodule, and for the model itself last.
             return
-        layers = getattr(getattr(module, 'backbone', None), 'layers', None)
-        if not isinstance(layers, nn.ModuleList):
+        backbone = getattr(module, 'backbone', None)
+        layers = getattr(backbone, 'layers', None)
+        if not isinstance(layers, nn.ModuleList | nn.Sequential):
             raise UserError(f'layer-wise decay needs a ViT backbone with layers, found {_name_of_backbone(module)}')
         base_lr: float = self.base_lr
         names = {id(param): name for name, param in module.named_parameters()}
@@ -68,7 +69,9 @@ class ViTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             (param,) = group['params']
             name = names[id(param)]
             group['in_backbone'] = name.startswith('backbone.')
-            scale = self.decay_rate ** self._exponent(_layer_id(name, last), last)
+            own = getattr(backbone, 'layer_id', None) if group['in_backbone'] else None
+            layer_id = own(name.removeprefix('backbone.')) if own is not None else _layer_id(name, last)
+            scale = self.decay_rate ** self._exponent(layer_id, last)
             group['lr'] = group.get('lr', base_lr) * scale
         lowest = base_lr * self.decay_rate ** self._exponent(0, last)
         print_log(f'layer-wise decay: lr from {lowest:.3g} at the embeddings to {base_lr:.3g} at the head', 'current')

@@ -435,5 +435,5 @@ def test_augmenting_predictors_are_refused(tmp_path: Any) -> None:
 def test_other_backbones_are_refused(tmp_path: Any) -> None:
     predictor = Predictor(save_run(tmp_path / 'run', tiny_config()), device='cpu')
     predictor.model.backbone = nn.Identity()
-    with pytest.raises(UserError, match='backbone Identity has no patches of one size; expected a ViT'):
+    with pytest.raises(UserError, match='backbone Identity: expected SegmenterViT or VisionTransformer'):
         inspection.network_image(predictor, write_image(tmp_path / 'image.png'))

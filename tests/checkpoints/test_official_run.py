@@ -119,6 +119,19 @@ def test_model_that_the_official_code_cannot_build(tmp_path):
     (out / 'config.py').write_text(text.replace('1e-05', '1e-06'))
     with pytest.raises(ValueError, match='the official code has LayerNorm eps 1e-5'):
         write_official_run(str(out / 'config.py'), str(out / 'model.pth'), str(tmp_path / 'back'))
+    for old, new, message in (
+        (
+            "'crop_size': (64, 64)",
+            "'crop_size': (24, 24)",
+            r'crop_size=\(24, 24\); the official code needs at least 33',
+        ),
+        ("'type': 'SegmenterViT'", "'type': 'TimmViT'", "model.backbone.type='TimmViT', expected SegmenterViT"),
+    ):
+        wrong = text.replace(old, new)
+        assert wrong != text
+        (out / 'config.py').write_text(wrong)
+        with pytest.raises(ValueError, match=message):
+            write_official_run(str(out / 'config.py'), str(out / 'model.pth'), str(tmp_path / 'back'))
     assert not (tmp_path / 'back').exists()
 
 

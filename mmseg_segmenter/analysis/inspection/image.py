@@ -106,8 +106,10 @@ def network_image(predictor: Predictor, image: Any, channel_order: str = 'bgr') 
     if predictor.tta:
         raise UserError('the predictor has tta=True; expected one without test-time augmentation')
     backbone = predictor.model.backbone
-    if not isinstance(getattr(backbone, 'patch_size', None), int):
-        raise UserError(f'backbone {type(backbone).__name__} has no patches of one size; expected a ViT')
+    if not isinstance(getattr(backbone, 'patch_size', None), int) or not hasattr(backbone, 'patch_embed'):
+        raise UserError(
+            f'backbone {type(backbone).__name__}: expected SegmenterViT or VisionTransformer to look inside'
+        )
     prepared = predictor.prepare(image, channel_order)
     batch = predictor.model.data_preprocessor(pseudo_collate([prepared.sample]), False)
     inputs, meta = batch['inputs'], batch['data_samples'][0].metainfo

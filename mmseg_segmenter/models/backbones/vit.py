@@ -30,6 +30,7 @@ from ..layers import (
     transformer_blocks,
 )
 from ..load_report import log_loading
+from ._parts import eval_frozen, freeze_except, is_frozen, layer_indices
 
 # state_dict() stores the grid of pos_embed in its metadata under this key, so that an 18x32 embedding is not taken for
 # a 24x24 one (both have 576 rows).
@@ -234,7 +235,7 @@ class SegmenterViT(BaseModule):
             )
         self.grid = (self.img_size[0] // patch_size, self.img_size[1] // patch_size)
         self.embed_dims, self.num_layers = embed_dims, num_layers
-        self.out_indices = _layer_indices(out_indices, num_layers)
+        self.out_indices = layer_indices(out_indices, num_layers)
         self.interpolate_mode = interpolate_mode
         self.interpolate_offset, self.interpolate_antialias = interpolate_offset, interpolate_antialias
         self.with_cls_token = with_cls_token
@@ -286,16 +287,9 @@ class SegmenterViT(BaseModule):
         )
         self.ln1 = build_norm_layer(norm_cfg, embed_dims)[1] if final_norm else nn.Identity()
 
-        self._freeze_except(frozen_exclude)
+        freeze_except(self, frozen_exclude)
         self.register_load_state_dict_pre_hook(_fit_checkpoint)
         self.register_state_dict_post_hook(_note_grid)
-
-    def _freeze_except(self, names: Sequence[str]) -> None:
-        if isinstance(names, str):
-            raise TypeError(f'frozen_exclude={names!r}; expected a list of names')
-        if 'all' not in names:
-            for name, param in self.named_parameters():
-                param.requires_grad_(any(kept in name for kept in names))
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...] | tuple[list[Tensor], ...]:
         """Encode a batch of images.
@@ -309,7 +303,7 @@ class SegmenterViT(BaseModule):
             a map of the embedded patches comes first. With
             ``output_cls_token``, pairs ``[map, (B, C) class token]``.
         """
-        if torch.is_grad_enabled() and not inputs.requires_grad and _is_frozen(self):
+        if torch.is_grad_enabled() and not inputs.requires_grad and is_frozen(self):
             # Nothing here needs a gradient; without them linear layers take the faster path of inference.
             with torch.no_grad():
                 return self._encode(inputs)
@@ -422,9 +416,7 @@ class SegmenterViT(BaseModule):
                 if isinstance(module, _BatchNorm):
                     module.eval()
         if mode:
-            for part in (self, *self.layers):
-                if _is_frozen(part):
-                    part.eval()
+            eval_frozen((self, *self.layers))
         return self
 
     def init_weights(self) -> None:
@@ -602,10 +594,6 @@ def _foreign_checkpoint_message(path: str, prefix: str, keys: list[str]) -> str:
     return f'{message} Convert it to the mmseg layout first'
 
 
-def _is_frozen(module: nn.Module) -> bool:
-    return not any(parameter.requires_grad for parameter in module.parameters())
-
-
 def _prefix_tokens(cls_pos_embed: bool, with_dist_token: bool, num_registers: int) -> list[PrefixToken]:
     """List the tokens in front of the patches: the class token first, and those with a position before the others."""
     tokens = [PrefixToken('cls_token', has_position=cls_pos_embed)]
@@ -622,11 +610,3 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     if len(size) not in (1, 2):
         raise UserError(f'img_size={tuple(size)}; expected one or two numbers')
     return size[0], size[-1]
-
-
-def _layer_indices(out_indices: int | Sequence[int], num_layers: int) -> list[int]:
-    indices = [out_indices] if isinstance(out_indices, int) else list(out_indices)
-    wrong = [i for i in indices if not -num_layers <= i < num_layers]
-    if wrong:
-        raise UserError(f'out_indices={out_indices} with num_layers={num_layers}: no layer {wrong[0]}')
-    return [i % num_layers for i in indices]
