@@ -131,8 +131,8 @@ class _WithQueries(SegmenterViT):
     def _run_block(self, i: int, x_BNC: Tensor, grid: Any, rope: Any, attn_mask: Any = None) -> Tensor:
         if i == 2:
             x_BNC = torch.cat((self.query.expand(len(x_BNC), -1, -1), x_BNC), dim=1)
-            attn_mask = torch.ones(x_BNC.shape[1], x_BNC.shape[1], dtype=torch.bool)
-            attn_mask[:3, -1] = False
+            attn_mask = torch.ones(3, x_BNC.shape[1], dtype=torch.bool)  # other tokens attend to all
+            attn_mask[:, -1] = False
         return super()._run_block(i, x_BNC, grid, rope, attn_mask)
 
     def _output(self, x_BNC: Tensor, grid: tuple[int, int]) -> Any:

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from mmseg_segmenter.errors import UserError
 from mmseg_segmenter.models.dense import argmax_labels, logit_map, probability_map, window_starts
-from mmseg_segmenter.models.layers import Rope
+from mmseg_segmenter.models.layers import QueryFeatures, Rope
 
 SIZES = [('dinov2', '64x64'), ('dinov3', '64x64'), ('dinov3', '64x96')]
 
@@ -64,9 +64,9 @@ def test_each_query_is_limited_with_the_probability_of_its_block():
     logits[..., :4] = 1.0  # the left half
     head.mask_probabilities[0] = 0.7
     mask = head.attention_mask(0, logits, (4, 4), 400 + 1 + 16)
-    assert mask.shape == (2, 1, 417, 417) and mask.dtype == torch.bool
-    assert mask[:, :, 400:].all() and mask[..., :401].all()
-    to_patches = mask[:, 0, :400, 401:].unflatten(2, (4, 4))
+    assert mask.shape == (2, 1, 400, 417) and mask.dtype == torch.bool
+    assert mask[..., :401].all()
+    to_patches = mask[:, 0, :, 401:].unflatten(2, (4, 4))
     assert to_patches[..., :2].all()
     limited = ~to_patches[..., 2:].flatten(2).any(2)
     assert torch.equal(~limited, to_patches[..., 2:].flatten(2).all(2))
@@ -83,7 +83,7 @@ def test_probabilities_are_in_checkpoints():
     assert other.decode_head.mask_probabilities.tolist() == [0.25]
 
 
-def test_masks_are_not_given_per_head(monkeypatch):
+def test_masks_are_given_for_the_queries_and_not_per_head(monkeypatch):
     model = tiny_eomt().train()
     given = []
     attention = F.scaled_dot_product_attention
@@ -94,7 +94,25 @@ def test_masks_are_not_given_per_head(monkeypatch):
 
     monkeypatch.setattr(F, 'scaled_dot_product_attention', spy)
     model.predictions(torch.randn(2, 3, 32, 32))
-    assert given[0] is None and given[1].shape == (2, 1, 22, 22) and given[1].dtype == torch.bool
+    none, limited, others = given  # of the patches before the queries join, of the queries, and of the other tokens
+    assert none is others is None and limited.shape == (2, 1, 5, 22) and limited.dtype == torch.bool
+
+
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_upscaling_in_training(with_cp):
+    """It and its gradients are those of the transposed convolution, also if it is computed again."""
+    model = tiny_eomt(head=dict(with_cp=with_cp)).double()
+    head, block = model.decode_head, model.decode_head.upscale[0]
+    feature_map = torch.randn(2, 4, 5, 16, dtype=torch.float64).permute(0, 3, 1, 2).requires_grad_()
+    x = block.norm(block.conv2(block.act(block.conv1(feature_map))).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    queries = torch.randn(2, 5, 16, dtype=torch.float64)
+    expected = torch.einsum('bqc,bchw->bqhw', head.mask_embed(queries), x)
+    found = head(QueryFeatures(queries, feature_map)).masks
+    assert_close(found, expected, atol=1e-12, rtol=0)
+    weights, leaves = torch.randn_like(found), [feature_map, *head.upscale.parameters()]
+    gradients = (torch.autograd.grad((masks * weights).sum(), leaves) for masks in (found, expected))
+    for a, b in zip(*gradients, strict=True):
+        assert_close(a, b, atol=1e-10, rtol=0)
 
 
 def test_loss_is_given_all_predictions():

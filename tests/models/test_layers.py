@@ -51,6 +51,8 @@ def test_attention_mask_equals_torch():
     mask = torch.rand(7, 7) < 0.5
     mask.fill_diagonal_(True)
     assert_close(ours(x, attn_mask=mask), theirs(x, x, x, attn_mask=~mask)[0], atol=1e-12, rtol=0)
+    mask[3:] = True
+    assert_close(ours(x, attn_mask=mask[:3]), theirs(x, x, x, attn_mask=~mask)[0], atol=1e-12, rtol=0)
 
 
 def test_rope_rotates_pairs_of_dimensions_of_the_last_tokens():

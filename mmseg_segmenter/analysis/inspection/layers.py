@@ -52,7 +52,10 @@ class AttentionInput(NamedTuple):
         with torch.autocast(q.device.type, enabled=False):
             scores = torch.einsum('bh...d,bhnd->bh...n', q[:, :, rows].to(dtype) * d**-0.5, k.to(dtype))
             if self.attn_mask is not None:
-                mask = self.attn_mask.broadcast_to(B, H, N, N)[:, :, rows]
+                R = self.attn_mask.shape[-2]  # the tokens behind attend to all
+                value = 1.0 if self.attn_mask.dtype == torch.bool else 0.0
+                attends = F.pad(self.attn_mask.broadcast_to(B, H, R, N), (0, 0, 0, N - R), value=value)
+                mask = attends[:, :, rows]
                 scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
             return scores.softmax(dim=-1)
 

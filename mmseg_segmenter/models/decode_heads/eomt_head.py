@@ -12,6 +12,7 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ...errors import UserError
 from ..layers import Linear, QueryFeatures
@@ -33,6 +34,9 @@ class QueryLogits(NamedTuple):
 class UpscaleBlock(nn.Module):
     """Double the resolution of a feature map.
 
+    The transposed convolution has no overlaps. With gradients it is computed
+    as a matrix product, whose backward pass is faster on CPUs.
+
     Args:
         channels: channels C of the map.
     """
@@ -46,10 +50,21 @@ class UpscaleBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, C, 2 * h, 2 * w) of (B, C, h, w)."""
-        x = self.conv2(self.act(self.conv1(x)))
+        x = self.conv2(self.act(self._doubled(x)))
         # Over the channels; in channels_last format the transposed map is contiguous.
         normed: Tensor = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return normed
+
+    def _doubled(self, x: Tensor) -> Tensor:
+        """Return ``self.conv1(x)``, with gradients in channels_last format."""
+        if not torch.is_grad_enabled():
+            return self.conv1(x)
+        weight, bias = self.conv1.weight, self.conv1.bias
+        assert bias is not None
+        C, D = weight.shape[:2]
+        pixels = F.linear(x.permute(0, 2, 3, 1), weight.permute(2, 3, 1, 0).reshape(4 * D, C), bias.repeat(4))
+        pixels = pixels.unflatten(3, (2, 2, D)).transpose(2, 3)  # (B, h, 2, w, 2, D)
+        return pixels.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
 @MODELS.register_module()
@@ -68,6 +83,8 @@ class EoMTHead(BaseDecodeHead):
         patch_size: side of a patch of the encoder in pixels. The patches are
             upscaled ``log2(patch_size) - 2`` times.
         channels: unused; default ``in_channels``.
+        with_cp: upscale the patches again in the backward pass, to save the
+            memory of what lies between.
         kwargs: arguments of ``BaseDecodeHead``: ``num_classes`` (K >= 2),
             ``loss_decode`` (default
             ``dict(type='MaskClassificationLoss')``), ``ignore_index``, ...
@@ -93,6 +110,7 @@ class EoMTHead(BaseDecodeHead):
         num_blocks: int = 4,
         patch_size: int = 16,
         channels: int | None = None,
+        with_cp: bool = False,
         **kwargs: Any,
     ) -> None:
         check_num_classes(type(self).__name__, kwargs)
@@ -111,6 +129,7 @@ class EoMTHead(BaseDecodeHead):
         del self.conv_seg
         C = in_channels
         self.num_queries, self.num_blocks, self.patch_size = num_queries, num_blocks, patch_size
+        self.with_cp = with_cp
         self.query_embed = nn.Embedding(num_queries, C)
         self.cls_embed = Linear(C, self.num_classes + 1)
         self.mask_embed = nn.Sequential(Linear(C, C), nn.GELU(), Linear(C, C), nn.GELU(), Linear(C, C))
@@ -124,7 +143,10 @@ class EoMTHead(BaseDecodeHead):
             features: what the encoder returns.
         """
         queries, feature_map = features
-        pixels = self.upscale(feature_map)
+        if self.with_cp and torch.is_grad_enabled():
+            pixels = checkpoint(self.upscale, feature_map, use_reentrant=False)
+        else:
+            pixels = self.upscale(feature_map)
         masks = torch.einsum('bqc,bchw->bqhw', self.mask_embed(queries), pixels)
         return QueryLogits(masks, self.cls_embed(queries))
 
@@ -132,8 +154,8 @@ class EoMTHead(BaseDecodeHead):
         """Return where tokens attend in a block in training.
 
         Queries attend to the patches of their mask, and to all queries and
-        prefix tokens; other tokens to all tokens. Queries drawn with
-        probability ``1 - mask_probabilities[block]`` attend to all tokens.
+        prefix tokens. Queries drawn with probability
+        ``1 - mask_probabilities[block]`` attend to all tokens.
 
         Args:
             block: number among the blocks with queries.
@@ -142,7 +164,7 @@ class EoMTHead(BaseDecodeHead):
             num_tokens: number N of tokens, queries included.
 
         Returns:
-            (B, 1, N, N), True where a token (row) attends to a token (column);
+            (B, 1, Q, N), True where a query (row) attends to a token (column);
             None if all attend to all.
         """
         probability = self.mask_probabilities[block]
@@ -152,9 +174,8 @@ class EoMTHead(BaseDecodeHead):
         attends = F.interpolate(mask_logits.detach(), grid, mode='bilinear').flatten(2) > 0  # (B, Q, h * w)
         if probability < 1:
             attends |= torch.rand(B, Q, 1, device=attends.device) >= probability
-        mask = attends.new_ones(B, 1, num_tokens, num_tokens)
-        mask[:, 0, :Q, num_tokens - attends.shape[2] :] = attends
-        return mask
+        others = attends.new_ones(B, Q, num_tokens - attends.shape[2])
+        return torch.cat((others, attends), dim=2)[:, None]
 
     def loss_by_feat(
         self, predictions: list[QueryLogits], batch_data_samples: list[SegDataSample]

@@ -49,9 +49,10 @@ class PackedSelfAttention(nn.Module):
             x_BNC: (B, N, C) tokens.
             rope: rotary position embedding of the last tokens; the tokens in
                 front of them are not rotated.
-            attn_mask: broadcastable to (B, H, N, N); True where a token (row)
-                attends to a token (column), or a float that is added to the
-                attention scores.
+            attn_mask: (..., R, N), broadcastable to (B, H, R, N); True where
+                one of the first R tokens (row) attends to a token (column),
+                or a float that is added to the attention scores. Other tokens
+                attend to all, by kernels without a mask.
 
         Returns:
             (B, N, C).
@@ -59,7 +60,14 @@ class PackedSelfAttention(nn.Module):
         B, N, C = x_BNC.shape
         q, k, v = self.heads(x_BNC, rope)
         dropout_p = self.attn_drop_rate if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout_p)
+        rows = 0 if attn_mask is None else attn_mask.shape[-2]
+        parts = []
+        if rows:
+            part = F.scaled_dot_product_attention(q[:, :, :rows], k, v, attn_mask=attn_mask, dropout_p=dropout_p)
+            parts.append(part)
+        if rows < N:
+            parts.append(F.scaled_dot_product_attention(q[:, :, rows:], k, v, dropout_p=dropout_p))
+        x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)  # (B, H, N, d)
         return self.out_proj(x.transpose(1, 2).reshape(B, N, C))
 
     def heads(self, x_BNC: Tensor, rope: Rope | None = None) -> tuple[Tensor, Tensor, Tensor]:
