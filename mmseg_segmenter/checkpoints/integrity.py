@@ -18,6 +18,7 @@ from collections.abc import Collection
 from typing import IO, Any, ClassVar
 
 import numpy as np
+import torch
 
 from ..errors import UserError, describe
 
@@ -30,6 +31,7 @@ _LONGEST_HEADER = 100_000_000
 _MOST_ITEMS = 1 << 20
 # First pickle of a file that torch wrote before 1.6.
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
+_BYTE_ORDERS = (b'little', b'big')
 # Bytes per item of torch's storage classes. Others count as one byte, which is never too much.
 _ITEM_SIZES = dict(ComplexDouble=16, ComplexFloat=8, Double=8, Long=8, Float=4, Int=4, Half=2, BFloat16=2, Short=2)
 
@@ -110,6 +112,7 @@ def _check_zip(file: IO[bytes], size: int) -> Format:
             raise DamagedError('it is a TorchScript archive; save the state_dict of the module with torch.save')
         if f'{folder}/data.pkl' in members:
             _check_torch_zip(archive, folder, members, size)
+            _check_torch_reader(file)
             return Format.TORCH
         if all(name.endswith('.npy') for name in members):
             for member in members.values():
@@ -146,6 +149,15 @@ def _check_torch_zip(archive: zipfile.ZipFile, folder: str, members: dict[str, z
         found = members[name].file_size if name in members else 0
         if nbytes > found:
             raise DamagedError(f'{name} has {found:,} bytes, expected {nbytes:,}')
+
+
+def _check_torch_reader(file: IO[bytes]) -> None:
+    """Check that torch reads the list of members too: it has another reader of zip archives, with checks of its own."""
+    file.seek(0)
+    reader: Any = torch._C.PyTorchFileReader(file)
+    for name, parse in (('byteorder', _BYTE_ORDERS.index), ('.format_version', int), ('.storage_alignment', int)):
+        if reader.has_record(name):
+            parse(reader.get_record(name))
 
 
 def _check_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
