@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import sys
 import time
@@ -138,6 +139,16 @@ def test_killed_while_saving(config, whole, tmp_path, step, after):
     assert training.train(config, work_dir, resume=True, **SEED) == 0
     training.assert_same_training(work_dir, whole)
     assert len(list(work_dir.glob('iter_*'))) == 1 and not list(work_dir.glob('.*.part'))
+
+
+def test_nothing_is_left_of_what_was_not_renamed(config, whole, tmp_path):
+    """Not even if the run was at its end, where nothing more is saved."""
+    work_dir = tmp_path / 'run'
+    shutil.copytree(whole, work_dir)
+    for name in ('.last_checkpoint.part', '.iter_24.pth.part'):
+        (work_dir / name).touch()
+    assert training.train(config, work_dir, resume=True, **SEED) == 0
+    assert not list(work_dir.glob('.*.part'))
 
 
 @pytest.fixture

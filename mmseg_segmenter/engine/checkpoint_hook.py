@@ -1,9 +1,10 @@
 """Save checkpoints from which a run continues exactly, and of which one is whole at any moment."""
 
+import glob
 import os
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -156,7 +157,7 @@ class SegmenterCheckpointHook(CheckpointHook):
         super().before_train(runner)
         if self.backend_args == _DURABLE:
             if is_main_process():
-                self._delete_parts()
+                self._delete_parts(runner.work_dir)
             self._look_for_best_here(runner)
         self._signals.install()  # before the workers, which inherit the handlers
         seed = None
@@ -168,11 +169,14 @@ class SegmenterCheckpointHook(CheckpointHook):
         if runner._val_loop is not None:
             outlive_signals(runner.val_loop.dataloader)
 
-    def _delete_parts(self) -> None:
+    def _delete_parts(self, work_dir: str) -> None:
         """Delete what a process that was killed while it saved left behind."""
-        for name in os.listdir(self.out_dir) if os.path.isdir(self.out_dir) else ():
-            if name.startswith('.') and name.endswith(f'.pth{PART}'):
-                os.unlink(os.path.join(self.out_dir, name))
+        parts = [os.path.join(work_dir, f'.{LAST}{PART}')]
+        if os.path.isdir(self.out_dir):
+            parts += glob.glob(os.path.join(glob.escape(self.out_dir), f'.*.pth{PART}'))
+        for path in parts:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
 
     def _look_for_best_here(self, runner: Runner) -> None:
         """Delete no best checkpoint but those of this folder, should the work dir have been moved or copied."""
