@@ -1,8 +1,9 @@
-"""Write files whole or not at all, and find out before the work whether they can be written."""
+"""Write files whole or not at all; find out before the work whether they can be read and written."""
 
 import errno
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -10,10 +11,23 @@ from typing import Any
 
 import torch
 
-from .errors import ExistingFileError, FileAccessError, NotAFileError, UserError
+from .errors import BadSampleError, ExistingFileError, FileAccessError, NotAFileError, UserError
 
 # Ends the names of files that are being written. They begin with a dot.
 PART = '.part'
+
+
+def check_regular(path: str) -> os.stat_result:
+    """Refuse what is not a file, such as a pipe, which would never end; return size and times of a file.
+
+    Raises:
+        BadSampleError: it is a folder, a pipe, a device or a socket.
+        OSError: it does not exist, or may not be looked at.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise BadSampleError(f'{path} is a {"folder" if stat.S_ISDIR(found.st_mode) else "pipe or device"}, not a file')
+    return found
 
 
 def refuse_existing(path: str, force: bool) -> None:

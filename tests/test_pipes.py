@@ -16,9 +16,10 @@ from mmseg_segmenter.apis.inputs import read_header
 from mmseg_segmenter.datasets.check import check_dataset
 from mmseg_segmenter.errors import UserError
 
-OPTIONS = {
+MMSEG = dict(train_cfg__max_iters=1, train_cfg__val_interval=1)  # with the loaders of mmseg
+OPTIONS = MMSEG | {
     f'val_dataloader__dataset__pipeline__{i}__type': kind for i, kind in enumerate(('LoadImage', 'LoadLabelMap'))
-} | dict(train_cfg__max_iters=1, train_cfg__val_interval=1)
+}
 
 
 def a_socket(path):
@@ -48,15 +49,18 @@ def no_hang():
     signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.parametrize('folder', ['images', 'annotations'])
-def test_validation(tmp_path, folder):
+@pytest.mark.parametrize(
+    ('folder', 'options'), [('images', OPTIONS), ('images', MMSEG), ('annotations', MMSEG)],
+    ids=['LoadImage', 'LoadImageFromFile', 'LoadAnnotations'],
+)  # fmt: skip
+def test_validation(tmp_path, folder, options):
     config = training.make_config(tmp_path, num_images=5)
     path = min((tmp_path / 'data' / folder / 'validation').iterdir())
     path.unlink()
     os.mkfifo(path)
     (tmp_path / 'names.txt').write_text(path.stem)  # folders are searched for files only
     names = dict(val_dataloader__dataset__ann_file=str(tmp_path / 'names.txt'))
-    assert training.wait(training.start(config, tmp_path / 'run', **OPTIONS, **names), timeout=60) == 1
+    assert training.wait(training.start(config, tmp_path / 'run', **options, **names), timeout=60) == 1
     assert f'{path} is a pipe or device, not a file' in (tmp_path / 'run.log').read_text().splitlines()[-1]
 
 

@@ -2,7 +2,6 @@
 
 import io
 import os
-import stat
 import struct
 import threading
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from mmengine.fileio import LocalBackend
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import BadSampleError, describe
+from ..files import check_regular
 
 # Pixels of the largest image that a dataset may hold by default: 0.8 GB as 8-bit colour, in each loader process.
 MAX_PIXELS = 1 << 28
@@ -92,11 +92,9 @@ def read_file(path: str, backend_args: dict[str, Any] | None = None, max_bytes: 
     backend = fileio.get_file_backend(path, backend_args=backend_args, enable_singleton=True)
     try:
         if isinstance(backend, LocalBackend):
-            found = os.stat(path)
-            if not stat.S_ISREG(found.st_mode):
-                raise BadSampleError(f'{path} is a {"folder" if os.path.isdir(path) else "pipe or device"}, not a file')
-            if found.st_size > max_bytes:
-                raise BadSampleError(f'{path} has {found.st_size:,} bytes, expected at most {max_bytes:,}')
+            size = check_regular(path).st_size
+            if size > max_bytes:
+                raise BadSampleError(f'{path} has {size:,} bytes, expected at most {max_bytes:,}')
         content = backend.get(path)
     except FileNotFoundError:
         raise BadSampleError(f'{path} not found (working directory: {os.getcwd()})') from None

@@ -17,6 +17,7 @@ from .checks import check_optimizer, check_run, guard_work_dir, registry_errors
 from .guards import DataGuardHook, FiniteLossHook, skip_bad_samples
 from .heartbeat import silent_processes_named
 from .hooks import RequireAllWeightsHook
+from .local_files import pipes_refused
 from .precision import compile_parts
 from .work_dir import unlock_work_dir
 
@@ -107,7 +108,7 @@ def run(
             compile_parts(runner.model)
         code = None
         try:
-            with silent_processes_named():
+            with silent_processes_named(), pipes_refused():
                 getattr(runner, action)()
         except SystemExit as stopped:  # all processes have saved and stop, see SegmenterCheckpointHook
             code = stopped.code
