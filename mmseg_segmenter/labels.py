@@ -10,7 +10,7 @@ from .errors import BadSampleError
 
 _MAX_SHOWN = 10  # labels named in a message
 LABELS_HINT = (
-    'Set num_classes of the head to the number of classes, or reduce_zero_label=True in the dataset if 0 means '
+    'Set model.decode_head.num_classes to the number of classes, or dataset.reduce_zero_label=True if 0 means '
     '"no class" and classes start at 1'
 )
 

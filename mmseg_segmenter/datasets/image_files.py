@@ -105,6 +105,15 @@ def read_file(path: str, backend_args: dict[str, Any] | None = None, max_bytes: 
     return content
 
 
+@contextmanager
+def entries_named(*entries: str) -> Iterator[None]:
+    """Add the entries of the config that decide which file is read to the message of a bad sample."""
+    try:
+        yield
+    except BadSampleError as error:
+        raise BadSampleError(f'{error}; see {" and ".join(entries)} in the config') from None
+
+
 def check_pixels(content: bytes, path: str, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse an image that declares too many pixels, before it is decoded.
 

@@ -10,7 +10,7 @@ from mmseg.registry import TRANSFORMS
 
 from ..errors import BadSampleError, UserError
 from ..labels import LABELS_HINT, check_labels
-from .image_files import MAX_PIXELS, decode, read_file
+from .image_files import MAX_PIXELS, decode, entries_named, open_image, read_file
 
 
 class _Table(NamedTuple):
@@ -95,13 +95,14 @@ class LoadLabelMap(LoadAnnotations):
         if 'seg_fields' not in results:  # mmseg's inference_model removes LoadAnnotations by name only
             return
         path = results['seg_map_path']
-        stored = self._read(path)
+        with entries_named('dataset.data_prefix.seg_map_path', 'dataset.seg_map_suffix'):
+            stored = self._read(path)
         image_size = results.get('ori_shape', stored.shape)[:2]
         if stored.shape != image_size:
             (h, w), (H, W) = stored.shape, image_size
             raise BadSampleError(
                 f'{path}: the mask has {h}x{w} pixels (height x width), its image {results.get("img_path", "")} has '
-                f'{H}x{W}; see data_prefix, img_suffix and seg_map_suffix of the dataset'
+                f'{H}x{W}; see dataset.data_prefix, dataset.img_suffix and dataset.seg_map_suffix in the config'
             )
         reduce_zero_label = bool(results.get('reduce_zero_label'))
         if self.reduce_zero_label not in (None, reduce_zero_label):
@@ -115,7 +116,7 @@ class LoadLabelMap(LoadAnnotations):
             shown = ', '.join(map(str, found[:10])) + (', ...' if len(found) > 10 else '')
             raise BadSampleError(
                 f'{path}: found value {shown}; expected {", ".join(map(str, self.values))} or {self.ignore_index} '
-                '(ignored); see values of LoadLabelMap'
+                '(ignored); see values of LoadLabelMap in dataset.pipeline'
             )
         labels = self._look_up(table, stored)
         if self.num_classes is not None:
@@ -125,15 +126,21 @@ class LoadLabelMap(LoadAnnotations):
 
     def _read(self, path: str) -> np.ndarray:
         """Return the values in a file, (H, W) uint8 or wider."""
-        stored = decode(read_file(path, self.backend_args), path, 'unchanged', self.imdecode_backend, self.max_pixels)
+        content = read_file(path, self.backend_args)
+        stored = decode(content, path, 'unchanged', self.imdecode_backend, self.max_pixels)
         if stored.ndim == 3 and stored.shape[2] == 1:
             stored = stored[..., 0]
         if stored.dtype == bool:  # 1-bit PNG
             stored = stored.astype(np.uint8)
         if stored.ndim != 2 or stored.dtype.kind not in 'iu':
+            advice = 'tools/dataset_converters/rgb2labels.py converts masks with a colour per class to label maps'
+            if self.imdecode_backend != 'pillow' and open_image(content).mode == 'P':
+                advice = (
+                    f"imdecode_backend='{self.imdecode_backend}' of LoadLabelMap turns the numbers of a palette into "
+                    "colours, 'pillow' keeps them"
+                )
             raise BadSampleError(
-                f'{path} has shape {stored.shape} and type {stored.dtype}, expected one channel of integers; '
-                'tools/dataset_converters/rgb2labels.py converts masks with a colour per class to label maps'
+                f'{path} has shape {stored.shape} and type {stored.dtype}, expected one channel of integers; {advice}'
             )
         if stored.dtype.itemsize > 2 and not 0 <= stored.min() <= stored.max() < 1 << 16:
             raise BadSampleError(f'{path} has values {stored.min()} to {stored.max()}, expected 0 to 65535')

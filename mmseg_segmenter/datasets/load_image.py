@@ -6,7 +6,7 @@ import numpy as np
 from mmcv.transforms import LoadImageFromFile
 from mmseg.registry import TRANSFORMS
 
-from .image_files import MAX_PIXELS, decode, read_file
+from .image_files import MAX_PIXELS, decode, entries_named, read_file
 
 
 @TRANSFORMS.register_module()
@@ -39,12 +39,13 @@ class LoadImage(LoadImageFromFile):
         """Add ``img`` (H, W) or (H, W, C), ``img_shape`` and ``ori_shape`` to a sample with ``img_path``.
 
         Raises:
-            BadSampleError: the file is missing, empty, incomplete, too large or not an image; names the file.
+            BadSampleError: the file is missing, empty, incomplete, too large or not an image; names the file and what
+                to look at in the config.
         """
         path = results['img_path']
-        image = decode(
-            read_file(path, self.backend_args), path, self.color_type, self.imdecode_backend, self.max_pixels
-        )
+        with entries_named('dataset.data_prefix.img_path', 'dataset.img_suffix'):
+            content = read_file(path, self.backend_args)
+            image = decode(content, path, self.color_type, self.imdecode_backend, self.max_pixels)
         results['img'] = image.astype(np.float32) if self.to_float32 else image
         results['img_shape'] = results['ori_shape'] = image.shape[:2]
         return results

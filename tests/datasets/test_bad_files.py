@@ -11,6 +11,7 @@ import pytest
 import torch
 from mmseg.registry import DATASETS, TRANSFORMS
 from own_data import CLASSES, make_dataset
+from PIL import Image
 
 from mmseg_segmenter.datasets.image_files import open_image, why_truncated
 from mmseg_segmenter.errors import BadSampleError, UserError
@@ -53,10 +54,19 @@ FILES = {
     'bomb': (lambda path: path.write_bytes(png_header(50000, 50000)), r'has 50000x50000 pixels, expected at most 268,'),
 }
 MASKS = {
-    'RGB': (rewrite(lambda a: np.dstack([a] * 3)), r'has shape \(40, 48, 3\).*rgb2labels'),
-    'size': (rewrite(lambda a: a[:-3]), r'the mask has 37x48 pixels.*train_0\.jpg has 40x48'),
+    'RGB': (
+        rewrite(lambda a: np.dstack([a] * 3)),
+        r'has shape \(40, 48, 3\).*rgb2labels.*dataset\.data_prefix\.seg_map_path',
+    ),
+    'size': (
+        rewrite(lambda a: a[:-3]),
+        r'the mask has 37x48 pixels.*train_0\.jpg has 40x48.*dataset\.data_prefix, .*dataset\.seg_map_suffix',
+    ),
     'label 260 in 16 bits': (rewrite(lambda a: np.where(a == 1, 260, a.astype(np.uint16))), 'found label 260, exp'),
-    'label': (rewrite(lambda a: np.where(a == 1, 9, a).astype(np.uint8)), r'label 9, expected 0 to 2.*num_classes'),
+    'label': (
+        rewrite(lambda a: np.where(a == 1, 9, a).astype(np.uint8)),
+        r'label 9, expected 0 to 2.*model\.decode_head\.num_classes',
+    ),
 }
 
 
@@ -84,6 +94,8 @@ def test_file(root, name, folder):
     with pytest.raises(BadSampleError, match=message) as raised:
         samples[0]
     assert str(raised.value).startswith(str(path))
+    prefix, suffix = ('img_path', 'img_suffix') if folder == 'images' else ('seg_map_path', 'seg_map_suffix')
+    assert f'see dataset.data_prefix.{prefix} and dataset.{suffix} in the config' in str(raised.value)
 
 
 @pytest.mark.parametrize('name', MASKS)
@@ -95,6 +107,24 @@ def test_mask(root, name):
     with pytest.raises(BadSampleError, match=message) as raised:
         samples.dataset[0]
     assert str(raised.value).startswith(str(path))
+
+
+def test_palette(tmp_path):
+    """The numbers are the labels, whatever the colours; OpenCV reads only the colours."""
+    labels = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    image = Image.fromarray(labels, 'P')
+    image.putpalette([200, 100, 50, 7, 8, 9] * 128)
+    image.save(tmp_path / 'a.png')
+
+    def load(**options):
+        loader = TRANSFORMS.build(dict(type='LoadLabelMap', **options))
+        return loader(dict(seg_map_path=str(tmp_path / 'a.png'), seg_fields=[]))['gt_seg_map']
+
+    assert np.array_equal(load(), labels)
+    with pytest.raises(BadSampleError, match=r"imdecode_backend='cv2' of LoadLabelMap turns .*'pillow' keeps them"):
+        load(imdecode_backend='cv2')
+    with pytest.raises(BadSampleError, match=r'value 2, 3, 4, 5; .*see values of LoadLabelMap in dataset\.pipeline'):
+        load(values=(0, 1))
 
 
 def test_sound_files_are_read_as_by_mmseg(root):
