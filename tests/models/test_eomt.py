@@ -98,21 +98,31 @@ def test_masks_are_given_for_the_queries_and_not_per_head(monkeypatch):
     assert none is others is None and limited.shape == (2, 1, 5, 22) and limited.dtype == torch.bool
 
 
-@pytest.mark.parametrize('with_cp', [False, True])
-def test_upscaling_in_training(with_cp):
+@pytest.mark.parametrize('recompute', [False, True])
+def test_upscaling_in_training(recompute):
     """It and its gradients are those of the transposed convolution, also if it is computed again."""
-    model = tiny_eomt(head=dict(with_cp=with_cp)).double()
-    head, block = model.decode_head, model.decode_head.upscale[0]
+    head = tiny_eomt().double().decode_head
+    block = head.upscale[0]
     feature_map = torch.randn(2, 4, 5, 16, dtype=torch.float64).permute(0, 3, 1, 2).requires_grad_()
     x = block.norm(block.conv2(block.act(block.conv1(feature_map))).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     queries = torch.randn(2, 5, 16, dtype=torch.float64)
     expected = torch.einsum('bqc,bchw->bqhw', head.mask_embed(queries), x)
-    found = head(QueryFeatures(queries, feature_map)).masks
+    found = head(QueryFeatures(queries, feature_map), recompute).masks
     assert_close(found, expected, atol=1e-12, rtol=0)
     weights, leaves = torch.randn_like(found), [feature_map, *head.upscale.parameters()]
     gradients = (torch.autograd.grad((masks * weights).sum(), leaves) for masks in (found, expected))
     for a, b in zip(*gradients, strict=True):
         assert_close(a, b, atol=1e-10, rtol=0)
+
+
+def test_all_predictions_but_the_last_are_upscaled_again():
+    model = tiny_eomt(head=dict(num_blocks=2, with_cp=True)).train()
+    calls = []
+    model.decode_head.upscale.register_forward_pre_hook(lambda *_: calls.append(1))
+    predictions = model.predictions(torch.randn(1, 3, 32, 32))
+    assert len(calls) == 3
+    sum(masks.sum() for masks, _ in predictions).backward()
+    assert len(calls) == 5
 
 
 def test_loss_is_given_all_predictions():

@@ -84,7 +84,8 @@ class EoMTHead(BaseDecodeHead):
             upscaled ``log2(patch_size) - 2`` times.
         channels: unused; default ``in_channels``.
         with_cp: upscale the patches again in the backward pass, to save the
-            memory of what lies between.
+            memory of what lies between. The last prediction, whose backward
+            pass comes first, does not need it.
         kwargs: arguments of ``BaseDecodeHead``: ``num_classes`` (K >= 2),
             ``loss_decode`` (default
             ``dict(type='MaskClassificationLoss')``), ``ignore_index``, ...
@@ -136,14 +137,15 @@ class EoMTHead(BaseDecodeHead):
         self.upscale = nn.Sequential(*(UpscaleBlock(C) for _ in range(int(math.log2(patch_size)) - 2)))
         self.register_buffer('mask_probabilities', torch.ones(num_blocks))
 
-    def forward(self, features: QueryFeatures) -> QueryLogits:
+    def forward(self, features: QueryFeatures, recompute: bool = False) -> QueryLogits:
         """Predict classes and masks.
 
         Args:
             features: what the encoder returns.
+            recompute: upscale again in the backward pass.
         """
         queries, feature_map = features
-        if self.with_cp and torch.is_grad_enabled():
+        if recompute and torch.is_grad_enabled():
             pixels = checkpoint(self.upscale, feature_map, use_reentrant=False)
         else:
             pixels = self.upscale(feature_map)

@@ -256,8 +256,8 @@ def sample_logits(masks: Tensor, points: Tensor) -> Tensor:
 
 def _mask_costs(logits: Tensor, belongs: Tensor, counts: Tensor) -> Tensor:
     """Return the cross-entropy (Q, T) of masks (Q, P) and targets (T, P), averaged over points that count (1, P)."""
-    positive, negative = F.softplus(-logits), F.softplus(logits)
-    total = positive @ belongs.T + negative @ (counts - belongs).T
+    # softplus(-x) = softplus(x) - x
+    total = F.softplus(logits) @ counts.T - logits @ belongs.T
     return total / counts.sum().clamp(min=1)
 
 

@@ -70,7 +70,7 @@ class EoMT(Segmenter):
         found: list[QueryLogits] = []
 
         def attn_mask(block: int, features: QueryFeatures, num_tokens: int) -> Tensor | None:
-            found.append(head(features))
+            found.append(head(features, recompute=head.with_cp))
             h, w = features.feature_map.shape[2:]
             return head.attention_mask(block, found[-1].masks, (h, w), num_tokens)
 
