@@ -141,6 +141,29 @@ def test_killed_while_saving(config, whole, tmp_path, step, after):
     assert len(list(work_dir.glob('iter_*'))) == 1 and not list(work_dir.glob('.*.part'))
 
 
+def kill_before_the_old_best_is_deleted():
+    remove = os.remove
+
+    def counted(path, **kwargs):
+        if os.path.basename(path).startswith('best_'):
+            os.kill(os.getpid(), signal.SIGKILL)
+        remove(path, **kwargs)
+
+    os.remove = counted
+
+
+def test_killed_before_the_old_best_is_deleted(config, tmp_path):
+    """The checkpoint already says that another one is the best, so the run does not come back to this one."""
+    work_dir, whole, seed = tmp_path / 'run', tmp_path / 'whole', dict(randomness__seed=2)  # with a second best
+    assert training.train(config, whole, **seed) == 0
+    pid = training.start(config, work_dir, kill_before_the_old_best_is_deleted, **seed)
+    assert training.wait(pid) == -signal.SIGKILL
+    assert len(list(work_dir.glob('best_*'))) == 2
+    assert training.train(config, work_dir, resume=True, **seed) == 0
+    training.assert_same_training(work_dir, whole)
+    assert [path.name for path in work_dir.glob('best_*')] == [path.name for path in whole.glob('best_*')]
+
+
 def test_nothing_is_left_of_what_was_not_renamed(config, whole, tmp_path):
     """Not even if the run was at its end, where nothing more is saved."""
     work_dir = tmp_path / 'run'

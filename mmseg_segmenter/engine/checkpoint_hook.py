@@ -31,10 +31,13 @@ class DurableBackend(LocalBackend):
     """Write files whole or not at all, and delete old ones once the new ones are there.
 
     mmengine deletes an old checkpoint before it writes the new one in place, and so can lose both.
+
+    Attributes:
+        condemned: files to delete at the end of :meth:`deleting_afterwards`; None outside of it.
     """
 
     def __init__(self) -> None:
-        self._condemned: list[str] | None = None
+        self.condemned: list[str] | None = None
 
     def put(self, obj: bytes, filepath: Any) -> None:
         """Write a file, whole or not at all."""
@@ -42,25 +45,25 @@ class DurableBackend(LocalBackend):
 
     def remove(self, filepath: Any) -> None:
         """Delete a file; within :meth:`deleting_afterwards`, at its end."""
-        if self._condemned is None:
+        if self.condemned is None:
             super().remove(filepath)
         else:
-            self._condemned.append(os.fspath(filepath))
+            self.condemned.append(os.fspath(filepath))
 
     @contextmanager
     def deleting_afterwards(self) -> Iterator[None]:
         """Delete files at the end of the outermost context, and none of them after an error."""
-        if self._condemned is not None:
+        if self.condemned is not None:
             yield
             return
-        self._condemned = []
+        self.condemned = []
         try:
             yield
-            condemned, self._condemned = self._condemned, None
+            condemned, self.condemned = self.condemned, None
             for path in condemned:
                 super().remove(path)
         finally:
-            self._condemned = None
+            self.condemned = None
 
 
 @HOOKS.register_module()
@@ -174,6 +177,9 @@ class SegmenterCheckpointHook(CheckpointHook):
         parts = [os.path.join(work_dir, f'.{LAST}{PART}')]
         if os.path.isdir(self.out_dir):
             parts += glob.glob(os.path.join(glob.escape(self.out_dir), f'.*.pth{PART}'))
+        for name in (self._resumed or {}).get('condemned', ()):
+            if name == os.path.basename(name) and name.startswith('best_'):
+                parts.append(os.path.join(self.out_dir, name))
         for path in parts:
             with suppress(FileNotFoundError):
                 os.unlink(path)
@@ -234,6 +240,8 @@ class SegmenterCheckpointHook(CheckpointHook):
             random_states=all_gather_object(self._before_validation or random_state()),
             seed=self._seed,
             validated=self._validated == progress,
+            # Deleted once this checkpoint is saved; by a resume, if this process does not get to it.
+            condemned=[os.path.basename(path) for path in getattr(self.file_backend, 'condemned', None) or ()],
         )
         name = self.filename_tmpl.format(step)
         kept: list[int | str] = []
