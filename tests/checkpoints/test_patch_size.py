@@ -7,15 +7,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from converters import timm2mmseg
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.runner.checkpoint import CheckpointLoader
 from mmseg.registry import MODELS
 
 from mmseg_segmenter.checkpoints.convert import read_encoder
+from mmseg_segmenter.checkpoints.formats import timm
 from mmseg_segmenter.errors import UserError
 from mmseg_segmenter.models import SegmenterViT
 from mmseg_segmenter.models.layers import resize_patch_embed
 
+ROOT = Path(__file__).parents[2]
 NPZ = Path(__file__).parents[1] / 'data' / 'augreg_tiny_i21k.npz'
 
 
@@ -49,6 +51,32 @@ def test_pretraining_of_another_patch_size():
         new.init_cfg = dict(type='Pretrained', checkpoint='a.pth', resize_patches='nearest')
         with pytest.raises(UserError, match=r"resize_patches='nearest'; expected 'bilinear' or 'bicubic'"):
             new.init_weights()
+
+
+def test_dinov2_becomes_the_encoder_of_eomt(tmp_path, monkeypatch):
+    """As configs/eomt name it: patches of 14 pixels resized to 16, the class token's position added to the token."""
+    sizes = dict(embed_dims=16, num_layers=1, num_heads=2, num_registers=4, layer_scale=1.0, final_norm=True)
+    old = SegmenterViT(img_size=5 * 14, patch_size=14, **sizes)
+    old.init_weights()
+    names = timm.from_mmseg(old.state_dict())
+    released = {'register_tokens' if key == 'reg_token' else key: value for key, value in names.items()}
+    (tmp_path / 'pretrain').mkdir()
+    path = tmp_path / 'pretrain/dinov2_vits14_reg4_pretrain.pth'
+    torch.save(released | dict(mask_token=torch.zeros(1, 16)), path)
+    monkeypatch.chdir(tmp_path)
+    config = Config.fromfile(ROOT / 'configs/eomt/eomt_dinov2-s_8xb2-39k_ade20k.py').model.backbone
+    new = MODELS.build(
+        dict(config, img_size=64, **{key: sizes[key] for key in ('embed_dims', 'num_layers', 'num_heads')})
+    )
+    new.init_weights()
+    kernels = resize_patch_embed(old.patch_embed.projection.weight, 16, 'bicubic')
+    assert torch.equal(new.patch_embed.projection.weight, kernels)
+    assert torch.equal(new.cls_token, old.cls_token + old.pos_embed[:, :1])
+    grid = old.pos_embed[:, 1:].mT.unflatten(2, (5, 5))
+    resized_grid = F.interpolate(grid, (4, 4), mode='bicubic', antialias=True).flatten(2).mT
+    torch.testing.assert_close(new.pos_embed, resized_grid)
+    assert torch.equal(new.register_tokens, old.register_tokens)
+    assert torch.equal(new.layers[0].ffn.layers[1].weight, old.layers[0].ffn.layers[1].weight)
 
 
 def test_smaller_patches_get_the_closest_answers():
