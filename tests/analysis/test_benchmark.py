@@ -1,6 +1,8 @@
 import json
+import runpy
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -373,3 +375,12 @@ def test_memory_on_a_gpu_is_of_one_model_alone(config, monkeypatch):
     monkeypatch.setattr(measure, 'Workload', Workload)
     benchmark.compare(benchmark.Case('train', (32, 32)), models, 1)
     assert [(side.model_gb, side.peak_gb) for side in models] == [(4, 24), (2, 12)]
+
+
+def test_frozen_without_training(monkeypatch, capsys):
+    """The two would be the same."""
+    tool = Path(__file__).parents[2] / 'tools' / 'analysis_tools' / 'benchmark.py'
+    monkeypatch.setattr(sys, 'argv', ['benchmark.py', 'config.py', '--vs', 'frozen'])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(tool), run_name='__main__')
+    assert '--vs frozen --mode forward: expected --mode train' in capsys.readouterr().err

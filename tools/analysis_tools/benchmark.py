@@ -43,6 +43,8 @@ def main() -> None:
         '--cfg-options', nargs='+', action='extend', metavar='KEY=VALUE', help='override config entries'
     )
     args = parser.parse_args()
+    if args.vs == 'frozen' and args.mode != 'train':
+        parser.error(f'--vs frozen --mode {args.mode}: expected --mode train, in which alone they differ')
 
     from mmseg_segmenter import engine
     from mmseg_segmenter.analysis import benchmark
