@@ -40,7 +40,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Path:
 
 
 def test_ci_runs_make_targets() -> None:
-    assert COMMANDS == ['make test', 'make demo']
+    assert COMMANDS == ['make test', 'make docs', 'make demo']
 
 
 @pytest.mark.slow
