@@ -9,8 +9,9 @@ from torch import nn
 
 from ..errors import UserError
 
-# Parts of the backbone before the first block.
-_EMBEDDINGS = ('cls_token', 'dist_token', 'register_tokens', 'pos_embed', 'patch_embed', 'ln_pre')
+# Parts of the backbone before the first block: of SegmenterViT and VisionTransformer, and of timm's ViTs.
+_EMBEDDINGS = {'cls_token', 'dist_token', 'register_tokens', 'pos_embed', 'patch_embed', 'ln_pre'}
+_EMBEDDINGS |= {'reg_token', 'mask_token', 'norm_pre', 'rel_pos_bias', 'rope'}
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -65,13 +66,13 @@ class ViTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         base_lr: float = self.base_lr
         names = {id(param): name for name, param in module.named_parameters()}
         last = len(layers) + 1
+        blocks = {id(param): i + 1 for i, block in enumerate(layers) for param in block.parameters()}
         for group in params:
             (param,) = group['params']
             name = names[id(param)]
             group['in_backbone'] = name.startswith('backbone.')
-            own = getattr(backbone, 'layer_id', None) if group['in_backbone'] else None
-            layer_id = own(name.removeprefix('backbone.')) if own is not None else _layer_id(name, last)
-            scale = self.decay_rate ** self._exponent(layer_id, last)
+            layer_id = 0 if group['in_backbone'] and not _EMBEDDINGS.isdisjoint(name.split('.')) else last
+            scale = self.decay_rate ** self._exponent(blocks.get(id(param), layer_id), last)
             group['lr'] = group.get('lr', base_lr) * scale
         lowest = base_lr * self.decay_rate ** self._exponent(0, last)
         print_log(f'layer-wise decay: lr from {lowest:.3g} at the embeddings to {base_lr:.3g} at the head', 'current')
@@ -85,14 +86,3 @@ class ViTLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
 def _name_of_backbone(model: nn.Module) -> str:
     return type(getattr(model, 'backbone', model)).__name__
-
-
-def _layer_id(name: str, last: int) -> int:
-    """Return the position of a parameter's layer: 0 before the blocks, ``last`` behind them."""
-    root, _, rest = name.partition('.')
-    part, _, rest = rest.partition('.')
-    if root != 'backbone':
-        return last
-    if part in _EMBEDDINGS:
-        return 0
-    return int(rest.partition('.')[0]) + 1 if part == 'layers' else last

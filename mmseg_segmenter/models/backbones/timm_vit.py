@@ -23,12 +23,11 @@ from ._parts import eval_frozen, freeze_except, is_frozen, layer_indices
 class TimmViT(BaseModule):
     """A plain ViT of timm, such as EVA-02, BEiT or SigLIP 2, as the encoder of Segmenter.
 
-    For what :class:`SegmenterViT` cannot compute; that is faster, and export,
-    attention maps and cached features need it. The same heads work on both.
-    The classifier of the model is removed. Where images of any size are
-    possible (``dynamic_img_size`` of timm), they are padded with zeros at the
-    bottom and the right to a multiple of the patch size; BEiT takes images of
-    ``img_size`` only.
+    It is for models that :class:`SegmenterViT` cannot compute. The same heads
+    work on both; attention maps and :class:`EoMT` need ``SegmenterViT``. The
+    classifier of the model is removed. Images are padded with zeros at the
+    bottom and the right to a multiple of the patch size. They may have any
+    size, except that BEiT takes images of ``img_size`` only.
 
     Args:
         model_name: as in ``timm.create_model``.
@@ -78,21 +77,19 @@ class TimmViT(BaseModule):
             # As timm's own weights are loaded: with another grid of position embeddings, and without the classifier.
             pretrained, kwargs['pretrained_cfg_overlay'] = True, dict(file=checkpoint_path)
         self.vit: Any = _create(model_name, dict(pretrained=pretrained, num_classes=0, **kwargs))
-        blocks = self.vit.blocks
-        self.num_layers, self.embed_dims = len(blocks), self.vit.embed_dim
-        self.patch_size = int(self.vit.patch_embed.patch_size[0])
+        self.num_layers, self.embed_dims = len(self.vit.blocks), self.vit.embed_dim
+        patch_embed = self.vit.patch_embed
+        self.patch_size = int(patch_embed.patch_size[0])
         self.num_prefix_tokens = self.vit.num_prefix_tokens
-        # None where images of any size are possible.
-        self.img_size = None if self.vit.patch_embed.img_size is None or _is_dynamic(self.vit) else _size(self.vit)
+        self.img_size = tuple(patch_embed.img_size) if patch_embed.strict_img_size else None  # None: any
         if output_cls_token and not self.num_prefix_tokens:
             raise UserError(f'output_cls_token=True: {model_name} has no class token')
         self.out_indices = layer_indices(out_indices, self.num_layers)
         self.norm_outputs, self.output_cls_token = norm_outputs, output_cls_token
-        ends_at_last = self.num_layers - 1 in self.out_indices
+        self._ends_at_last = self.num_layers - 1 in self.out_indices  # whose output has the final norm
         self.vit.prune_intermediate_layers(
-            sorted(self.out_indices), prune_norm=not (ends_at_last or norm_outputs), prune_head=True
+            sorted(self.out_indices), prune_norm=not (self._ends_at_last or norm_outputs), prune_head=True
         )
-        self._norm_last = ends_at_last
         if with_cp:
             self.vit.set_grad_checkpointing(True)
         freeze_except(self, frozen_exclude)
@@ -129,17 +126,10 @@ class TimmViT(BaseModule):
             inputs, indices=sorted(self.out_indices), norm=self.norm_outputs, return_prefix_tokens=self.output_cls_token
         )
         outs = [list(each) if self.output_cls_token else each for each in found]
-        if self._norm_last:  # tokens (B, P + h * w, C) have the final norm
+        if self._ends_at_last:  # tokens (B, P + h * w, C) have the final norm
             last = tokens[:, self.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid).contiguous()
             outs[-1] = [last, tokens[:, : self.num_prefix_tokens]] if self.output_cls_token else last
         return tuple([out[0], out[1][:, 0]] if self.output_cls_token else out for out in outs)
-
-    def layer_id(self, name: str) -> int:
-        """Return the position of a parameter's layer for layer-wise decay: 0 before the blocks, L + 1 behind them."""
-        part, _, rest = name.removeprefix('vit.').partition('.')
-        if part == 'blocks':
-            return int(rest.partition('.')[0]) + 1
-        return len(self.layers) + 1 if part in ('norm', 'fc_norm') else 0
 
     @property
     def layers(self) -> nn.ModuleList | nn.Sequential:
@@ -192,16 +182,7 @@ def _plain_vit(model: Any, name: str) -> Any:
         and hasattr(getattr(model, 'patch_embed', None), 'patch_size')
     ):
         raise UserError(
-            f'{name} ({type(model).__name__}) is not a plain ViT; expected blocks on one grid of patches. Other models '
-            "of timm: type='mmpretrain.TIMMBackbone' or mmseg's 'TIMMBackbone'"
+            f'{name} ({type(model).__name__}) is not a plain ViT; expected blocks on one grid of patches. For other '
+            "models of timm, set type='TIMMBackbone', the class of mmseg"
         )
     return model
-
-
-def _is_dynamic(model: Any) -> bool:
-    return bool(getattr(model, 'dynamic_img_size', False)) or not model.patch_embed.strict_img_size
-
-
-def _size(model: Any) -> tuple[int, int]:
-    height, width = model.patch_embed.img_size
-    return int(height), int(width)
